@@ -1,0 +1,1 @@
+"""Generated from protos/octavo/open_inference by `make protos`; never edited."""
