@@ -24,13 +24,13 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16octavo/v1/errors.proto\x12\toctavo.v1* \n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16octavo/v1/errors.proto\x12\toctavo.v1*\x8c\x02\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bREASON_INVALID_ARCHITECTURE\x10\x01\x12\x19\n\x15REASON_UNKNOWN_SYMBOL\x10\x02\x12\x1c\n\x18REASON_INVALID_TOKENIZER\x10\x03\x12\x1e\n\x1aREASON_INVALID_TENSOR_FILE\x10\x04\x12\x19\n\x15REASON_INVALID_BUNDLE\x10\x05\x12\x1c\n\x18REASON_MANIFEST_MISMATCH\x10\x06\x12\x18\n\x14REASON_PARITY_FAILED\x10\x07\x12\x1d\n\x19REASON_CONFORMANCE_FAILED\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'octavo.v1.errors_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REASON']._serialized_start=37
-  _globals['_REASON']._serialized_end=69
+  _globals['_REASON']._serialized_start=38
+  _globals['_REASON']._serialized_end=306
 # @@protoc_insertion_point(module_scope)

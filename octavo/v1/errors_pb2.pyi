@@ -24,10 +24,48 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     DESCRIPTOR: _descriptor.EnumDescriptor
     REASON_UNSPECIFIED: _Reason.ValueType  # 0
     """Never sent."""
+    REASON_INVALID_ARCHITECTURE: _Reason.ValueType  # 1
+    """Formats: what lies on disk.
+
+    A model's dimensions contradict one another, or config.json asks for what our graphs do not compute.
+    """
+    REASON_UNKNOWN_SYMBOL: _Reason.ValueType  # 2
+    """A text has symbols that the tokenizer cannot encode; metadata names the first ones."""
+    REASON_INVALID_TOKENIZER: _Reason.ValueType  # 3
+    """A tokenizer file cannot be read, or it does not fit the model."""
+    REASON_INVALID_TENSOR_FILE: _Reason.ValueType  # 4
+    """A safetensors file breaks its format, or its tensors are not the architecture's."""
+    REASON_INVALID_BUNDLE: _Reason.ValueType  # 5
+    """A directory lacks files that a version needs, or has ones that contradict one another."""
+    REASON_MANIFEST_MISMATCH: _Reason.ValueType  # 6
+    """Files differ from what their manifest says."""
+    REASON_PARITY_FAILED: _Reason.ValueType  # 7
+    """An exported graph does not compute what its checkpoint computes."""
+    REASON_CONFORMANCE_FAILED: _Reason.ValueType  # 8
+    """A version's conformance vectors do not hold on this machine."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call failed: machine-readable and stable; the message is for people and may change."""
 
 REASON_UNSPECIFIED: Reason.ValueType  # 0
 """Never sent."""
+REASON_INVALID_ARCHITECTURE: Reason.ValueType  # 1
+"""Formats: what lies on disk.
+
+A model's dimensions contradict one another, or config.json asks for what our graphs do not compute.
+"""
+REASON_UNKNOWN_SYMBOL: Reason.ValueType  # 2
+"""A text has symbols that the tokenizer cannot encode; metadata names the first ones."""
+REASON_INVALID_TOKENIZER: Reason.ValueType  # 3
+"""A tokenizer file cannot be read, or it does not fit the model."""
+REASON_INVALID_TENSOR_FILE: Reason.ValueType  # 4
+"""A safetensors file breaks its format, or its tensors are not the architecture's."""
+REASON_INVALID_BUNDLE: Reason.ValueType  # 5
+"""A directory lacks files that a version needs, or has ones that contradict one another."""
+REASON_MANIFEST_MISMATCH: Reason.ValueType  # 6
+"""Files differ from what their manifest says."""
+REASON_PARITY_FAILED: Reason.ValueType  # 7
+"""An exported graph does not compute what its checkpoint computes."""
+REASON_CONFORMANCE_FAILED: Reason.ValueType  # 8
+"""A version's conformance vectors do not hold on this machine."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
