@@ -12,6 +12,7 @@ from google.api import annotations_pb2
 from grpc_tools import protoc  # type: ignore[import-untyped]
 
 PROTOS = Path(__file__).parent
+PLUGINS = ("mypy", "mypy_grpc")
 
 
 def generate(target: Path) -> None:
@@ -25,7 +26,9 @@ def generate(target: Path) -> None:
             f"-I{PROTOS}",
             f"-I{resources.files('grpc_tools') / '_proto'}",
             f"-I{Path(annotations_pb2.__file__).parents[2]}",
-            *(f"--{plugin}_out={target}" for plugin in ("python", "grpc_python", "mypy", "mypy_grpc")),
+            # The plugins live beside the interpreter, which need not be on the PATH.
+            *(f"--plugin=protoc-gen-{name}={Path(sys.executable).parent / f'protoc-gen-{name}'}" for name in PLUGINS),
+            *(f"--{plugin}_out={target}" for plugin in ("python", "grpc_python", *PLUGINS)),
             f"--descriptor_set_out={contract}",
             "--include_imports",
             "--include_source_info",
