@@ -98,6 +98,42 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A deployment of this name exists."""
     REASON_EVENTS_EXPIRED: _Reason.ValueType  # 117
     """No events as old as that are kept."""
+    REASON_MODEL_NOT_SERVED: _Reason.ValueType  # 300
+    """Inference.
+
+    No deployment asks for it, so no server holds it.
+    """
+    REASON_MODEL_LOADING: _Reason.ValueType  # 301
+    """It is being loaded; another attempt will find it."""
+    REASON_MODEL_REFUSED: _Reason.ValueType  # 302
+    """Its version was refused on this machine; the message says why."""
+    REASON_SERVED_MODEL_NOT_FOUND: _Reason.ValueType  # 303
+    """Nothing of this name is served."""
+    REASON_PROMPT_TOO_LONG: _Reason.ValueType  # 304
+    """The prompt leaves no room in the model's context."""
+    REASON_UNKNOWN_SYMBOL: _Reason.ValueType  # 305
+    """The text has symbols that the model's vocabulary lacks."""
+    REASON_QUEUE_FULL: _Reason.ValueType  # 306
+    """As many requests are waiting as may wait."""
+    REASON_CONFORMANCE_FAILED: _Reason.ValueType  # 307
+    """What the model answers here differs from what it answered where it was exported."""
+    REASON_ROUTE_NOT_FOUND: _Reason.ValueType  # 500
+    """Gateway.
+
+    No call of the contract is bound to this path.
+    """
+    REASON_METHOD_NOT_ALLOWED: _Reason.ValueType  # 501
+    """The path exists, for other HTTP methods: the Allow header lists them."""
+    REASON_UNSUPPORTED_MEDIA_TYPE: _Reason.ValueType  # 502
+    """A body that is neither JSON nor what the call takes."""
+    REASON_BODY_TOO_LARGE: _Reason.ValueType  # 503
+    """A body larger than the gateway takes."""
+    REASON_INVALID_BODY: _Reason.ValueType  # 504
+    """A body that is not well-formed, or one where none belongs."""
+    REASON_INVALID_PATH: _Reason.ValueType  # 505
+    """A path that is not percent-encoded UTF-8."""
+    REASON_INVALID_HEADER: _Reason.ValueType  # 506
+    """A header with a value it may not have."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call failed: machine-readable and stable; the message beside it is for people and may change."""
@@ -176,4 +212,40 @@ REASON_DEPLOYMENT_EXISTS: Reason.ValueType  # 116
 """A deployment of this name exists."""
 REASON_EVENTS_EXPIRED: Reason.ValueType  # 117
 """No events as old as that are kept."""
+REASON_MODEL_NOT_SERVED: Reason.ValueType  # 300
+"""Inference.
+
+No deployment asks for it, so no server holds it.
+"""
+REASON_MODEL_LOADING: Reason.ValueType  # 301
+"""It is being loaded; another attempt will find it."""
+REASON_MODEL_REFUSED: Reason.ValueType  # 302
+"""Its version was refused on this machine; the message says why."""
+REASON_SERVED_MODEL_NOT_FOUND: Reason.ValueType  # 303
+"""Nothing of this name is served."""
+REASON_PROMPT_TOO_LONG: Reason.ValueType  # 304
+"""The prompt leaves no room in the model's context."""
+REASON_UNKNOWN_SYMBOL: Reason.ValueType  # 305
+"""The text has symbols that the model's vocabulary lacks."""
+REASON_QUEUE_FULL: Reason.ValueType  # 306
+"""As many requests are waiting as may wait."""
+REASON_CONFORMANCE_FAILED: Reason.ValueType  # 307
+"""What the model answers here differs from what it answered where it was exported."""
+REASON_ROUTE_NOT_FOUND: Reason.ValueType  # 500
+"""Gateway.
+
+No call of the contract is bound to this path.
+"""
+REASON_METHOD_NOT_ALLOWED: Reason.ValueType  # 501
+"""The path exists, for other HTTP methods: the Allow header lists them."""
+REASON_UNSUPPORTED_MEDIA_TYPE: Reason.ValueType  # 502
+"""A body that is neither JSON nor what the call takes."""
+REASON_BODY_TOO_LARGE: Reason.ValueType  # 503
+"""A body larger than the gateway takes."""
+REASON_INVALID_BODY: Reason.ValueType  # 504
+"""A body that is not well-formed, or one where none belongs."""
+REASON_INVALID_PATH: Reason.ValueType  # 505
+"""A path that is not percent-encoded UTF-8."""
+REASON_INVALID_HEADER: Reason.ValueType  # 506
+"""A header with a value it may not have."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
