@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from octavo.v1 import deployments_pb2 as _deployments_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -147,8 +148,8 @@ class ServedModel(_message.Message):
     """`servedModels/{model}.{version}.{precision}`, such as `servedModels/poet.3.fp32`."""
     version: _builtins.str
     """The version, `models/{model}/versions/{version}`."""
-    precision: _builtins.str
-    """Number format of the served graph: `fp32`, `int8`, `fp16`, `bf16` or `int4`."""
+    precision: _deployments_pb2.Precision.ValueType
+    """In which numbers it computes."""
     device: _builtins.str
     """Where it runs: `cpu` or `cuda:0`."""
     state: Global___ServedModelState.ValueType
@@ -195,7 +196,7 @@ class ServedModel(_message.Message):
         name: _builtins.str = ...,
         version: _builtins.str = ...,
         deployments: _abc.Iterable[_builtins.str] | None = ...,
-        precision: _builtins.str = ...,
+        precision: _deployments_pb2.Precision.ValueType = ...,
         device: _builtins.str = ...,
         state: Global___ServedModelState.ValueType = ...,
         failure: _builtins.str = ...,
