@@ -98,6 +98,33 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A deployment of this name exists."""
     REASON_EVENTS_EXPIRED: _Reason.ValueType  # 117
     """No events as old as that are kept."""
+    REASON_JOB_NOT_FOUND: _Reason.ValueType  # 200
+    """Trainer.
+
+    No job of this name.
+    """
+    REASON_JOB_EXISTS: _Reason.ValueType  # 201
+    """A job of this name exists."""
+    REASON_JOB_STATE: _Reason.ValueType  # 202
+    """The job is in a state in which this cannot be done; the message says in which it can."""
+    REASON_SPEC_NOT_SUPPORTED: _Reason.ValueType  # 203
+    """This kind of job, or this part of a spec, cannot be run yet."""
+    REASON_CORPUS_UNUSABLE: _Reason.ValueType  # 204
+    """The text is empty, too short for the plan or not UTF-8."""
+    REASON_TRAINING_DIVERGED: _Reason.ValueType  # 205
+    """The loss is no longer a finite number."""
+    REASON_PARITY_FAILED: _Reason.ValueType  # 206
+    """An exported graph does not compute what the checkpoint computes."""
+    REASON_WORKER_LOST: _Reason.ValueType  # 207
+    """The worker was lost more often than it may be restarted."""
+    REASON_OUT_OF_MEMORY: _Reason.ValueType  # 208
+    """The spec does not fit the memory of this machine."""
+    REASON_CHECKPOINT_CORRUPT: _Reason.ValueType  # 209
+    """A checkpoint on disk no longer has its digests."""
+    REASON_CHECKPOINT_NOT_FOUND: _Reason.ValueType  # 210
+    """No checkpoint of this step is kept."""
+    REASON_DISK_FULL: _Reason.ValueType  # 211
+    """No room is left on the disk of the trainer."""
     REASON_MODEL_NOT_SERVED: _Reason.ValueType  # 300
     """Inference.
 
@@ -212,6 +239,33 @@ REASON_DEPLOYMENT_EXISTS: Reason.ValueType  # 116
 """A deployment of this name exists."""
 REASON_EVENTS_EXPIRED: Reason.ValueType  # 117
 """No events as old as that are kept."""
+REASON_JOB_NOT_FOUND: Reason.ValueType  # 200
+"""Trainer.
+
+No job of this name.
+"""
+REASON_JOB_EXISTS: Reason.ValueType  # 201
+"""A job of this name exists."""
+REASON_JOB_STATE: Reason.ValueType  # 202
+"""The job is in a state in which this cannot be done; the message says in which it can."""
+REASON_SPEC_NOT_SUPPORTED: Reason.ValueType  # 203
+"""This kind of job, or this part of a spec, cannot be run yet."""
+REASON_CORPUS_UNUSABLE: Reason.ValueType  # 204
+"""The text is empty, too short for the plan or not UTF-8."""
+REASON_TRAINING_DIVERGED: Reason.ValueType  # 205
+"""The loss is no longer a finite number."""
+REASON_PARITY_FAILED: Reason.ValueType  # 206
+"""An exported graph does not compute what the checkpoint computes."""
+REASON_WORKER_LOST: Reason.ValueType  # 207
+"""The worker was lost more often than it may be restarted."""
+REASON_OUT_OF_MEMORY: Reason.ValueType  # 208
+"""The spec does not fit the memory of this machine."""
+REASON_CHECKPOINT_CORRUPT: Reason.ValueType  # 209
+"""A checkpoint on disk no longer has its digests."""
+REASON_CHECKPOINT_NOT_FOUND: Reason.ValueType  # 210
+"""No checkpoint of this step is kept."""
+REASON_DISK_FULL: Reason.ValueType  # 211
+"""No room is left on the disk of the trainer."""
 REASON_MODEL_NOT_SERVED: Reason.ValueType  # 300
 """Inference.
 

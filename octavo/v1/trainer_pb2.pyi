@@ -675,9 +675,9 @@ class TrainSpec(_message.Message):
         lora: Global___LoraSpec | None = ...,
         export_precisions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "dropout", b"dropout", "duration", b"duration", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "duration", b"duration", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -697,8 +697,8 @@ class TrainSpec(_message.Message):
     _WhichOneofArgType__threads: _TypeAlias = _typing.Literal["_threads", b"_threads"]  # noqa: Y015
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
-    _WhichOneofReturnType_duration: _TypeAlias = _typing.Literal["steps", "time_budget"]  # noqa: Y015
-    _WhichOneofArgType_duration: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    _WhichOneofReturnType_stop: _TypeAlias = _typing.Literal["steps", "time_budget"]  # noqa: Y015
+    _WhichOneofArgType_stop: _TypeAlias = _typing.Literal["stop", b"stop"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
     @_typing.overload
@@ -718,7 +718,7 @@ class TrainSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_fraction) -> _WhichOneofReturnType__validation_fraction | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_duration) -> _WhichOneofReturnType_duration | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_stop) -> _WhichOneofReturnType_stop | None: ...
 
 Global___TrainSpec: _TypeAlias = TrainSpec  # noqa: Y015
 
