@@ -7,21 +7,15 @@ unchanged in transformers, vLLM and llama.cpp's converter.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from octavo.errors import InvalidArgument
+from octavo.formats.config_json import FAMILIES, read_config, write_config
 from octavo.v1.errors_pb2 import Reason
 
 Family = Literal["gpt2", "llama", "qwen3"]
-FAMILIES: Final[tuple[Family, ...]] = get_args(Family)
-
-_CLASSES: Final[Mapping[str, str]] = {
-    "gpt2": "GPT2LMHeadModel",
-    "llama": "LlamaForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 
 # Far above anything a small GPT needs, low enough that a hostile config.json cannot ask for all memory.
 _LIMITS: Final[Mapping[str, int]] = {
@@ -82,7 +76,7 @@ class Architecture:
         rope_theta: float | None = None,
         tie_embeddings: bool = True,
     ) -> Architecture:
-        """Fill what is left out with the family's own habits: 4x MLP for gpt2, 8/3x for SwiGLU, theta 10000."""
+        """Fill what is left out as the family does: MLP of 4x (gpt2) or 8/3x (SwiGLU), theta 10000."""
         learned_positions = family == "gpt2"
         return cls(
             family=family,
@@ -129,7 +123,7 @@ class Architecture:
         return shapes
 
     def flops_per_token(self, sequence_length: int | None = None, *, is_training: bool = False) -> float:
-        """Floating-point operations per token of a causal pass over `sequence_length` tokens (default: context).
+        """Floating-point operations per token, on average over `sequence_length` (default: context) tokens.
 
         Two per multiply-add of every matrix the token meets, plus scores and values over the mean causal
         span (T+1)/2; training is three forward passes (Kaplan et al. 2020, section 2.1).
@@ -166,34 +160,13 @@ class Architecture:
 
         Token ids are always written, null included: gpt2's defaults of 50256 lie outside a small vocabulary.
         """
-        shared = {
-            "architectures": [_CLASSES[self.family]],
-            "model_type": self.family,
-            "vocab_size": self.vocab_size,
-            "bos_token_id": bos_token_id,
-            "eos_token_id": eos_token_id,
-            "pad_token_id": pad_token_id,
-            "tie_word_embeddings": self.tie_embeddings,
-            "initializer_range": 0.02,
-            "use_cache": True,
-            "dtype": "float32",
-        }
-        return shared | (
-            _gpt2_config(self, dropout) if self.family == "gpt2" else _llama_config(self, dropout)
-        )
+        token_ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        return write_config(self, token_ids=token_ids, dropout=dropout)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Architecture:
-        """Read a Hugging Face config.json; InvalidArgument where it asks for what our graphs do not compute."""
-        family = config.get("model_type")
-        if family not in FAMILIES:
-            raise InvalidArgument.field(
-                "config.model_type",
-                f"{family!r} is not a family we know; use one of {', '.join(FAMILIES)}",
-                reason=Reason.REASON_INVALID_ARCHITECTURE,
-            )
-        _refuse_variants(config, _GPT2_FIXED if family == "gpt2" else _LLAMA_FIXED)
-        return cls(**(_from_gpt2(config) if family == "gpt2" else _from_llama(config)), family=family)
+        """Read a Hugging Face config.json; InvalidArgument where it asks for what we do not compute."""
+        return cls(**read_config(config))
 
 
 def _mlp_width(family: Family, width: int) -> int:
@@ -205,11 +178,13 @@ def _violations(a: Architecture) -> dict[str, str]:
     if a.family not in FAMILIES:
         return {"family": f"{a.family!r} is not a family we know; use one of {', '.join(FAMILIES)}"}
     wrong: dict[str, str] = {}
+    if not isinstance(a.tie_embeddings, bool):
+        wrong["tie_embeddings"] = f"{a.tie_embeddings!r} is not true or false"
     for field, most in _LIMITS.items():
         value = getattr(a, field)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             wrong[field] = f"{value!r} is not a whole number from 1 to {most}"
-    if not 0 < a.norm_epsilon < 1:
+    if not (_is_number(a.norm_epsilon) and 0 < a.norm_epsilon < 1):
         wrong["norm_epsilon"] = f"{a.norm_epsilon!r} is not between 0 and 1; 1e-5 is usual"
     return wrong or (_gpt2_violations(a) if a.family == "gpt2" else _rope_violations(a))
 
@@ -224,13 +199,9 @@ def _gpt2_violations(a: Architecture) -> dict[str, str]:
         wrong["head_size"] = f"{a.head_size} is not width / heads = {a.width // a.heads}, as gpt2 requires"
     elif a.head_size % 8:
         # The GroupQueryAttention kernels refuse other sizes.
-        wrong["head_size"] = (
-            f"{a.head_size} is not a multiple of 8; choose width and heads so that it is, best 64"
-        )
+        wrong["head_size"] = f"{a.head_size} is not a multiple of 8; width / heads must be, best 64"
     if a.kv_heads != a.heads:
-        wrong["kv_heads"] = (
-            f"{a.kv_heads} is not heads = {a.heads}: gpt2 has no grouped heads; use llama or qwen3"
-        )
+        wrong["kv_heads"] = f"{a.kv_heads} is not heads = {a.heads}; only llama and qwen3 group heads"
     if a.rope_theta is not None:
         wrong["rope_theta"] = "gpt2 has learned positions; leave it out or use llama or qwen3"
     return wrong
@@ -247,9 +218,13 @@ def _rope_violations(a: Architecture) -> dict[str, str]:
         wrong["head_size"] = (
             f"{a.head_size} is not a multiple of 16, as rotary positions need; try {nearest} or 64"
         )
-    if a.rope_theta is None or not (math.isfinite(a.rope_theta) and a.rope_theta > 1):
+    if not (_is_number(a.rope_theta) and a.rope_theta is not None and a.rope_theta > 1):
         wrong["rope_theta"] = f"{a.rope_theta!r} is not a finite number above 1; 10000 is usual"
     return wrong
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _divisors_near(whole: int, wanted: int) -> str:
@@ -305,143 +280,3 @@ def _llama_tensors(a: Architecture) -> dict[str, tuple[int, ...]]:
             block + "mlp.down_proj.weight": (a.width, a.mlp_width),
         }
     return shapes | {"model.norm.weight": (a.width,)}
-
-
-def _gpt2_config(a: Architecture, dropout: float) -> dict[str, Any]:
-    return {
-        "n_positions": a.context_length,
-        # transformers ignores n_ctx; llama.cpp's converter requires it.
-        "n_ctx": a.context_length,
-        "n_embd": a.width,
-        "n_layer": a.layers,
-        "n_head": a.heads,
-        "n_inner": None if a.mlp_width == 4 * a.width else a.mlp_width,
-        "activation_function": "gelu_new",
-        "resid_pdrop": dropout,
-        "embd_pdrop": dropout,
-        "attn_pdrop": dropout,
-        "layer_norm_epsilon": a.norm_epsilon,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "reorder_and_upcast_attn": False,
-    }
-
-
-def _llama_config(a: Architecture, dropout: float) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "hidden_size": a.width,
-        "intermediate_size": a.mlp_width,
-        "num_hidden_layers": a.layers,
-        "num_attention_heads": a.heads,
-        "num_key_value_heads": a.kv_heads,
-        "head_dim": a.head_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": a.norm_epsilon,
-        "max_position_embeddings": a.context_length,
-        "attention_bias": False,
-        "attention_dropout": dropout,
-        # transformers 5 reads rope_parameters; 4 and most converters read rope_theta.
-        "rope_parameters": {"rope_type": "default", "rope_theta": a.rope_theta},
-        "rope_theta": a.rope_theta,
-    }
-    if a.family == "llama":
-        return config | {"mlp_bias": False}
-    return config | {"use_sliding_window": False, "layer_types": ["full_attention"] * a.layers}
-
-
-def _from_gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
-    width, heads = _whole(config, "n_embd"), _whole(config, "n_head")
-    inner = config.get("n_inner")
-    return {
-        "vocab_size": _whole(config, "vocab_size"),
-        "context_length": _whole(config, "n_positions"),
-        "width": width,
-        "layers": _whole(config, "n_layer"),
-        "heads": heads,
-        "kv_heads": heads,
-        "head_size": width // max(heads, 1),
-        "mlp_width": 4 * width if inner is None else _whole(config, "n_inner"),
-        "norm_epsilon": _real(config, "layer_norm_epsilon", 1e-5),
-        "rope_theta": None,
-        "tie_embeddings": config.get("tie_word_embeddings", True) is True,
-    }
-
-
-def _from_llama(config: Mapping[str, Any]) -> dict[str, Any]:
-    width, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
-    rope = config.get("rope_parameters") or config
-    is_qwen3 = config["model_type"] == "qwen3"
-    # Left out, transformers takes 128 for qwen3 and width / heads for llama; kv heads default likewise.
-    default_head_size = 128 if is_qwen3 else width // max(heads, 1)
-    return {
-        "vocab_size": _whole(config, "vocab_size"),
-        "context_length": _whole(config, "max_position_embeddings"),
-        "width": width,
-        "layers": _whole(config, "num_hidden_layers"),
-        "heads": heads,
-        "kv_heads": _whole(config, "num_key_value_heads", 32 if is_qwen3 else heads),
-        "head_size": _whole(config, "head_dim", default_head_size),
-        "mlp_width": _whole(config, "intermediate_size"),
-        "norm_epsilon": _real(config, "rms_norm_eps", 1e-6),
-        "rope_theta": _real(rope, "rope_theta", 10_000.0),
-        "tie_embeddings": config.get("tie_word_embeddings", False) is True,
-    }
-
-
-def _whole(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    value = default if value is None else value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise InvalidArgument.field(
-        f"config.{key}", f"{value!r} is not a whole number", reason=Reason.REASON_INVALID_ARCHITECTURE
-    )
-
-
-def _real(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = config.get(key)
-    value = default if value is None else value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    raise InvalidArgument.field(
-        f"config.{key}", f"{value!r} is not a number", reason=Reason.REASON_INVALID_ARCHITECTURE
-    )
-
-
-def _is_plain_rope(value: Any) -> bool:
-    if value is None:
-        return True
-    if not isinstance(value, Mapping):
-        return False
-    partial = value.get("partial_rotary_factor", 1.0)
-    return value.get("rope_type", value.get("type", "default")) == "default" and partial == 1.0
-
-
-# What a config may say only in this way, because neither our graphs nor our trainer compute the other way.
-_Check = tuple[str, Callable[[Any], bool], str]
-_GPT2_FIXED: Final[tuple[_Check, ...]] = (
-    ("activation_function", lambda v: v in (None, "gelu_new", "gelu_pytorch_tanh"), "gelu_new"),
-    ("scale_attn_weights", lambda v: v in (None, True), "true"),
-    ("scale_attn_by_inverse_layer_idx", lambda v: v in (None, False), "false"),
-    ("add_cross_attention", lambda v: v in (None, False), "false"),
-)
-_LLAMA_FIXED: Final[tuple[_Check, ...]] = (
-    ("hidden_act", lambda v: v in (None, "silu", "swish"), "silu"),
-    ("attention_bias", lambda v: v in (None, False), "false"),
-    ("mlp_bias", lambda v: v in (None, False), "false"),
-    ("use_sliding_window", lambda v: v in (None, False), "false"),
-    ("layer_types", lambda v: v is None or set(v) == {"full_attention"}, 'all "full_attention"'),
-    ("rope_scaling", _is_plain_rope, "null"),
-    ("rope_parameters", _is_plain_rope, 'rope_type "default" over the whole head'),
-    ("partial_rotary_factor", lambda v: v in (None, 1, 1.0), "1.0"),
-)
-
-
-def _refuse_variants(config: Mapping[str, Any], fixed: tuple[_Check, ...]) -> None:
-    wrong = {
-        f"config.{key}": f"{config[key]!r} is not something our graphs compute; only {right} is"
-        for key, is_right, right in fixed
-        if key in config and not is_right(config[key])
-    }
-    if wrong:
-        raise InvalidArgument.fields(wrong, reason=Reason.REASON_INVALID_ARCHITECTURE)

@@ -161,6 +161,19 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A path that is not percent-encoded UTF-8."""
     REASON_INVALID_HEADER: _Reason.ValueType  # 506
     """A header with a value it may not have."""
+    REASON_INVALID_ARCHITECTURE: _Reason.ValueType  # 600
+    """Formats: what lies on disk (600 to 699).
+
+    A model's dimensions contradict one another, or config.json asks for what our graphs do not compute.
+    """
+    REASON_INVALID_TOKENIZER: _Reason.ValueType  # 601
+    """A tokenizer file cannot be read, or it does not fit the model."""
+    REASON_INVALID_TENSOR_FILE: _Reason.ValueType  # 602
+    """A safetensors file breaks its format, or its tensors are not the architecture's."""
+    REASON_INVALID_BUNDLE: _Reason.ValueType  # 603
+    """A directory lacks files that a version needs, or has ones that contradict one another."""
+    REASON_MANIFEST_MISMATCH: _Reason.ValueType  # 604
+    """Files differ from what their manifest says."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call failed: machine-readable and stable; the message beside it is for people and may change."""
@@ -302,4 +315,17 @@ REASON_INVALID_PATH: Reason.ValueType  # 505
 """A path that is not percent-encoded UTF-8."""
 REASON_INVALID_HEADER: Reason.ValueType  # 506
 """A header with a value it may not have."""
+REASON_INVALID_ARCHITECTURE: Reason.ValueType  # 600
+"""Formats: what lies on disk (600 to 699).
+
+A model's dimensions contradict one another, or config.json asks for what our graphs do not compute.
+"""
+REASON_INVALID_TOKENIZER: Reason.ValueType  # 601
+"""A tokenizer file cannot be read, or it does not fit the model."""
+REASON_INVALID_TENSOR_FILE: Reason.ValueType  # 602
+"""A safetensors file breaks its format, or its tensors are not the architecture's."""
+REASON_INVALID_BUNDLE: Reason.ValueType  # 603
+"""A directory lacks files that a version needs, or has ones that contradict one another."""
+REASON_MANIFEST_MISMATCH: Reason.ValueType  # 604
+"""Files differ from what their manifest says."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
