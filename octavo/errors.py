@@ -32,7 +32,7 @@ DOMAIN = "octavo"
 
 
 class OctavoError(Exception):
-    """A failure that a caller can understand: a code, a stable reason, a sentence, facts and field violations.
+    """A failure that a caller can understand: code, stable reason, sentence, facts and field violations.
 
     `metadata` are the dynamic parts of the message (AIP-193); `violations` maps a field path to what is wrong
     with it and what would be right; `retry_after_s` says when another attempt makes sense.
@@ -98,7 +98,7 @@ class InvalidArgument(OctavoError):
         reason: Reason.ValueType = errors_pb2.REASON_INVALID_FIELD,
         **metadata: object,
     ) -> Self:
-        """One wrong field: `InvalidArgument.field("spec.train.heads", "6 does not divide 256; try 4 or 8")`."""
+        """One wrong field: `InvalidArgument.field("heads", "6 does not divide the width 256; try 4 or 8")`."""
         return cls.fields({path: description}, reason=reason, **metadata)
 
     @classmethod
@@ -111,7 +111,9 @@ class InvalidArgument(OctavoError):
     ) -> Self:
         """Several wrong fields at once, so that the caller mends them in one go."""
         message = "; ".join(f"{path}: {description}" for path, description in violations.items())
-        return cls(reason, message, violations=violations, **metadata)
+        error = cls(reason, message, violations=violations)
+        error.metadata = {key: str(value) for key, value in metadata.items()}
+        return error
 
 
 class DeadlineExceeded(OctavoError):
@@ -201,6 +203,16 @@ class Unknown(OctavoError):
 BY_CODE: Mapping[int, type[OctavoError]] = {error.code: error for error in OctavoError.__subclasses__()}
 
 
+_IMPLIED: Mapping[int, Reason.ValueType] = {
+    code_pb2.UNAVAILABLE: errors_pb2.REASON_UPSTREAM_UNAVAILABLE,
+    code_pb2.DEADLINE_EXCEEDED: errors_pb2.REASON_DEADLINE_EXCEEDED,
+    code_pb2.CANCELLED: errors_pb2.REASON_CANCELLED,
+    code_pb2.UNIMPLEMENTED: errors_pb2.REASON_NOT_IMPLEMENTED,
+    code_pb2.RESOURCE_EXHAUSTED: errors_pb2.REASON_LIMIT_EXCEEDED,
+    code_pb2.INTERNAL: errors_pb2.REASON_INTERNAL,
+}
+
+
 def from_status(status: status_pb2.Status) -> OctavoError:
     """The error that `to_status` was called on; details that are not ours are left out."""
     info, violations, retry_after_s = error_details_pb2.ErrorInfo(), {}, None
@@ -227,16 +239,6 @@ def _reason(name: str, code: int) -> Reason.ValueType:
     if f"REASON_{name}" in Reason.keys():  # noqa: SIM118 - an enum wrapper is no mapping
         return Reason.Value(f"REASON_{name}")
     return _IMPLIED.get(code, errors_pb2.REASON_UNSPECIFIED)
-
-
-_IMPLIED: Mapping[int, Reason.ValueType] = {
-    code_pb2.UNAVAILABLE: errors_pb2.REASON_UPSTREAM_UNAVAILABLE,
-    code_pb2.DEADLINE_EXCEEDED: errors_pb2.REASON_DEADLINE_EXCEEDED,
-    code_pb2.CANCELLED: errors_pb2.REASON_CANCELLED,
-    code_pb2.UNIMPLEMENTED: errors_pb2.REASON_NOT_IMPLEMENTED,
-    code_pb2.RESOURCE_EXHAUSTED: errors_pb2.REASON_LIMIT_EXCEEDED,
-    code_pb2.INTERNAL: errors_pb2.REASON_INTERNAL,
-}
 
 
 def _packed(
