@@ -1,7 +1,7 @@
 """Checkpoints: a job's state at a step as a directory that is either whole or not there.
 
-Written under a temporary name, every file synced, the manifest with sizes and sha256 last, then renamed and the
-parent synced; verified when read, with fallback to the one before. Knows nothing of torch, models or jobs.
+Written under a temporary name, every file synced, the manifest with sizes and sha256 last, then renamed and
+the parent synced; verified when read, with fallback to the one before. Knows nothing of torch, models, jobs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ _DIRECTORY: Final = re.compile(r"^step-(\d{10})$")
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEntry:
-    """A checkpoint on disk: `digest` is the `sha256:…` of its manifest, `facts` what its writer noted, as JSON."""
+    """A checkpoint on disk: `digest` is the `sha256:…` of its manifest, `facts` what its writer noted."""
 
     path: Path
     step: int
@@ -59,7 +59,7 @@ class Damage:
 
 
 class CheckpointFolder:
-    """The checkpoints of one job. One process writes; reading needs no lock, since nothing changes once named."""
+    """The checkpoints of one job. One process writes; readers need no lock: what has a name stays as it is."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -130,14 +130,14 @@ class CheckpointFolder:
             raise NotFound(
                 Reason.REASON_CHECKPOINT_NOT_FOUND, f"no checkpoint of step {step} is kept", step=step
             )
-        entry = _entry(directory, step)
-        for name, size_bytes, digest in _listed_files(directory, step):
+        for listed in _manifest(directory, step)[0]["files"]:
+            name, size_bytes = listed["path"], listed["size_bytes"]
             file = directory / name
             if not file.is_file() or file.stat().st_size != size_bytes:
                 raise _damaged(step, f"{name} is missing or not {size_bytes} bytes long")
-            if _digest(file) != digest:
+            if _digest(file) != listed["sha256"]:
                 raise _damaged(step, f"{name} does not have the digest in its manifest")
-        return entry
+        return _entry(directory, step)
 
     def _sweep(self) -> None:
         """Clear what an interrupted write or removal left behind."""
@@ -154,48 +154,47 @@ def _write_manifest(directory: Path, step: int, facts: Mapping[str, Any]) -> Non
         "files": [{"path": TENSORS, "size_bytes": file.stat().st_size, "sha256": _digest(file)}],
         "facts": dict(facts),
     }
+    sealed = {"manifest": manifest, "sha256": hashlib.sha256(_canonical(manifest)).hexdigest()}
     with (directory / MANIFEST).open("xb") as stream:
-        stream.write(json.dumps(manifest, sort_keys=True, indent=1).encode())
+        stream.write(json.dumps(sealed, sort_keys=True, indent=1).encode())
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _manifest(directory: Path, step: int) -> tuple[dict[str, Any], bytes]:
+def _canonical(manifest: Any) -> bytes:
+    return json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _manifest(directory: Path, step: int) -> tuple[dict[str, Any], str, int]:
+    """The manifest, the sha256 that seals it, and the size of its file."""
     try:
         with (directory / MANIFEST).open("rb") as stream:
             text = stream.read(_MANIFEST_LIMIT_BYTES + 1)
-        manifest = json.loads(text)
+        sealed = json.loads(text)
     except FileNotFoundError as error:
         raise _damaged(step, "it has no manifest") from error
     except (ValueError, RecursionError) as error:
         raise _damaged(step, "its manifest is not JSON") from error
+    manifest = sealed.get("manifest") if isinstance(sealed, dict) else None
     if len(text) > _MANIFEST_LIMIT_BYTES or not isinstance(manifest, dict):
         raise _damaged(step, "its manifest is not a JSON object of at most 1 MiB")
+    digest = hashlib.sha256(_canonical(manifest)).hexdigest()
+    if sealed.get("sha256") != digest:
+        raise _damaged(step, "its manifest does not have the digest that seals it")
     if manifest.get("format") != _FORMAT or manifest.get("step") != step:
         raise _damaged(step, f"its manifest is not one of step {step} in the format {_FORMAT}")
-    return manifest, text
+    return manifest, digest, len(text)
 
 
 def _entry(directory: Path, step: int) -> CheckpointEntry:
-    manifest, text = _manifest(directory, step)
-    facts = manifest.get("facts")
-    if not isinstance(facts, dict):
-        raise _damaged(step, "its manifest has no facts")
-    size_bytes = len(text) + sum(size for _, size, _ in _listed_files(directory, step))
-    digest = f"sha256:{hashlib.sha256(text).hexdigest()}"
-    return CheckpointEntry(path=directory, step=step, digest=digest, size_bytes=size_bytes, facts=facts)
-
-
-def _listed_files(directory: Path, step: int) -> Iterator[tuple[str, int, str]]:
-    manifest, _ = _manifest(directory, step)
-    files = manifest.get("files")
-    if not isinstance(files, list) or len(files) != 1 or not isinstance(files[0], dict):
-        raise _damaged(step, "its manifest lists no files")
-    file = files[0]
-    name, size_bytes, digest = file.get("path"), file.get("size_bytes"), file.get("sha256")
-    if name != TENSORS or not isinstance(size_bytes, int) or not isinstance(digest, str):
-        raise _damaged(step, f"its manifest does not list {TENSORS} with size and digest")
-    yield name, size_bytes, digest
+    manifest, digest, manifest_bytes = _manifest(directory, step)
+    return CheckpointEntry(
+        path=directory,
+        step=step,
+        digest=f"sha256:{digest}",
+        size_bytes=manifest_bytes + sum(file["size_bytes"] for file in manifest["files"]),
+        facts=manifest["facts"],
+    )
 
 
 def _damaged(step: int, description: str) -> DataLoss:
@@ -212,7 +211,7 @@ def _digest(file: Path) -> str:
 
 
 def _remove(directory: Path) -> None:
-    """Take the name away first, so that an interrupted removal leaves nothing that looks like a checkpoint."""
+    """Take the name away first: an interrupted removal leaves nothing that looks like a checkpoint."""
     doomed = directory.with_name(f".{directory.name}.removed")
     if doomed.exists():
         shutil.rmtree(doomed)
