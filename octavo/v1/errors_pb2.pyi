@@ -144,6 +144,17 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """As many requests are waiting as may wait."""
     REASON_CONFORMANCE_FAILED: _Reason.ValueType  # 307
     """What the model answers here differs from what it answered where it was exported."""
+    REASON_FILE_NOT_FOUND: _Reason.ValueType  # 400
+    """Inspector.
+
+    The version has no file of this path, or the artifact has none of the kind that is needed.
+    """
+    REASON_MALFORMED_FILE: _Reason.ValueType  # 401
+    """The content breaks the rules of its own format; the message says which and where."""
+    REASON_FORMAT_NOT_SUPPORTED: _Reason.ValueType  # 402
+    """The content is of a format that this question cannot be asked of."""
+    REASON_TENSOR_NOT_FOUND: _Reason.ValueType  # 403
+    """The file has no tensor of this name."""
     REASON_ROUTE_NOT_FOUND: _Reason.ValueType  # 500
     """Gateway.
 
@@ -298,6 +309,17 @@ REASON_QUEUE_FULL: Reason.ValueType  # 306
 """As many requests are waiting as may wait."""
 REASON_CONFORMANCE_FAILED: Reason.ValueType  # 307
 """What the model answers here differs from what it answered where it was exported."""
+REASON_FILE_NOT_FOUND: Reason.ValueType  # 400
+"""Inspector.
+
+The version has no file of this path, or the artifact has none of the kind that is needed.
+"""
+REASON_MALFORMED_FILE: Reason.ValueType  # 401
+"""The content breaks the rules of its own format; the message says which and where."""
+REASON_FORMAT_NOT_SUPPORTED: Reason.ValueType  # 402
+"""The content is of a format that this question cannot be asked of."""
+REASON_TENSOR_NOT_FOUND: Reason.ValueType  # 403
+"""The file has no tensor of this name."""
 REASON_ROUTE_NOT_FOUND: Reason.ValueType  # 500
 """Gateway.
 
