@@ -25,7 +25,7 @@ lint: $(READY) ## Check style, types and contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/buf lint octavo/v1/contract.binpb --config buf.yaml
-	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/buf format --diff --exit-code --path protos .
 
 test: lint ## Check everything and run all tests
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
