@@ -98,6 +98,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A deployment of this name exists."""
     REASON_EVENTS_EXPIRED: _Reason.ValueType  # 117
     """No events as old as that are kept."""
+    REASON_STORAGE_FULL: _Reason.ValueType  # 118
+    """No room is left on the disk of the registry; nothing half-made remains."""
+    REASON_REVISION_NOT_FOUND: _Reason.ValueType  # 119
+    """The deployment has no such revision, or only its present one."""
     REASON_JOB_NOT_FOUND: _Reason.ValueType  # 200
     """Trainer.
 
@@ -263,6 +267,10 @@ REASON_DEPLOYMENT_EXISTS: Reason.ValueType  # 116
 """A deployment of this name exists."""
 REASON_EVENTS_EXPIRED: Reason.ValueType  # 117
 """No events as old as that are kept."""
+REASON_STORAGE_FULL: Reason.ValueType  # 118
+"""No room is left on the disk of the registry; nothing half-made remains."""
+REASON_REVISION_NOT_FOUND: Reason.ValueType  # 119
+"""The deployment has no such revision, or only its present one."""
 REASON_JOB_NOT_FOUND: Reason.ValueType  # 200
 """Trainer.
 
