@@ -1,0 +1,71 @@
+"""The Inspector service: reads a request, asks the domain in a worker thread, builds the reply."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+
+from octavo.v1 import inspector_pb2 as pb
+from octavo.v1.inspector_pb2_grpc import InspectorServicer as Contract
+from services.inspector.artifacts import Artifacts
+from services.inspector.contents import Contents
+from services.inspector.inspection import inspect
+from services.inspector.reader import Budget
+from services.inspector.settings import InspectorSettings
+from services.inspector.system import SystemProbe
+from services.inspector.tensor_list import list_tensors
+
+Answer = TypeVar("Answer")
+
+
+class InspectorServicer(Contract):
+    """Answers about artifacts and the machine. `executor` runs what blocks."""
+
+    def __init__(
+        self, artifacts: Artifacts, system: SystemProbe, executor: Executor, settings: InspectorSettings
+    ) -> None:
+        self._artifacts = artifacts
+        self._system = system
+        self._executor = executor
+        self._settings = settings
+
+    async def InspectArtifact(self, request: pb.InspectArtifactRequest, context: Any) -> pb.ArtifactInspection:
+        started = time.perf_counter()
+        budget = Budget(self._settings.header_read_limit_bytes)
+        contents = await self._open(request.artifact, budget)
+        inspection = await self._work(budget, lambda: inspect(contents, request.path))
+        inspection.read_bytes = budget.fetched_bytes
+        inspection.elapsed.CopyFrom(_since(started))
+        return inspection
+
+    async def ListTensors(self, request: pb.ListTensorsRequest, context: Any) -> pb.ListTensorsResponse:
+        budget = Budget(self._settings.header_read_limit_bytes)
+        contents = await self._open(request.artifact, budget)
+        return await self._work(budget, lambda: list_tensors(contents, request))
+
+    async def DiagnoseSystem(self, request: pb.DiagnoseSystemRequest, context: Any) -> pb.SystemDiagnosis:
+        return await self._work(Budget(0), self._system.diagnose)
+
+    async def _open(self, name: str, budget: Budget) -> Contents:
+        return Contents(await self._artifacts.resolve(name), self._artifacts.opener(), budget)
+
+    async def _work(self, budget: Budget, ask: Callable[[], Answer]) -> Answer:
+        """Runs `ask` in a worker thread within the present trace; when the caller leaves, its reads end."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._executor, contextvars.copy_context().run, ask)
+        except asyncio.CancelledError:
+            budget.cancel()
+            raise
+
+
+def _since(started: float) -> Duration:
+    elapsed = Duration()
+    elapsed.FromNanoseconds(int((time.perf_counter() - started) * 1e9))
+    return elapsed
