@@ -131,9 +131,7 @@ class Architecture:
         length = self.context_length if sequence_length is None else sequence_length
         embeddings = {"transformer.wte.weight", "transformer.wpe.weight", "model.embed_tokens.weight"}
         matrices = sum(
-            math.prod(shape)
-            for name, shape in self.tensors().items()
-            if len(shape) == 2 and name not in embeddings
+            math.prod(shape) for name, shape in self.tensors().items() if len(shape) == 2 and name not in embeddings
         )
         head = self.vocab_size * self.width if self.tie_embeddings else 0
         attention = 2 * self.layers * self.attention_width * (length + 1) / 2
@@ -178,10 +176,11 @@ def _violations(a: Architecture) -> dict[str, str]:
     if a.family not in FAMILIES:
         return {"family": f"{a.family!r} is not a family we know; use one of {', '.join(FAMILIES)}"}
     wrong: dict[str, str] = {}
-    if not isinstance(a.tie_embeddings, bool):
-        wrong["tie_embeddings"] = f"{a.tie_embeddings!r} is not true or false"
+    tie: object = a.tie_embeddings
+    if not isinstance(tie, bool):
+        wrong["tie_embeddings"] = f"{tie!r} is not true or false"
     for field, most in _LIMITS.items():
-        value = getattr(a, field)
+        value: object = getattr(a, field)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             wrong[field] = f"{value!r} is not a whole number from 1 to {most}"
     if not (_is_number(a.norm_epsilon) and 0 < a.norm_epsilon < 1):
@@ -192,9 +191,7 @@ def _violations(a: Architecture) -> dict[str, str]:
 def _gpt2_violations(a: Architecture) -> dict[str, str]:
     wrong: dict[str, str] = {}
     if a.width % a.heads:
-        wrong["heads"] = (
-            f"{a.heads} does not divide the width {a.width}; try {_divisors_near(a.width, a.heads)}"
-        )
+        wrong["heads"] = f"{a.heads} does not divide the width {a.width}; try {_divisors_near(a.width, a.heads)}"
     elif a.head_size != a.width // a.heads:
         wrong["head_size"] = f"{a.head_size} is not width / heads = {a.width // a.heads}, as gpt2 requires"
     elif a.head_size % 8:
@@ -215,9 +212,7 @@ def _rope_violations(a: Architecture) -> dict[str, str]:
     if a.head_size % 16:
         # The rotary kernel works on halves of 8-element vectors.
         nearest = max(16, round(a.head_size / 16) * 16)
-        wrong["head_size"] = (
-            f"{a.head_size} is not a multiple of 16, as rotary positions need; try {nearest} or 64"
-        )
+        wrong["head_size"] = f"{a.head_size} is not a multiple of 16, as rotary positions need; try {nearest} or 64"
     if not (_is_number(a.rope_theta) and a.rope_theta is not None and a.rope_theta > 1):
         wrong["rope_theta"] = f"{a.rope_theta!r} is not a finite number above 1; 10000 is usual"
     return wrong

@@ -48,10 +48,7 @@ _NUMPY_NAMES: Final[Mapping[str, str]] = MappingProxyType(
 )
 _DTYPE_NAMES: Final[Mapping[str, str]] = MappingProxyType({name: code for code, name in _NUMPY_NAMES.items()})
 _SIZES: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        code: 1 if code == "BOOL" or code.startswith("F8") else int(code.lstrip("BFIU")) // 8
-        for code in _NUMPY_NAMES
-    }
+    {code: 1 if code == "BOOL" or code.startswith("F8") else int(code.lstrip("BFIU")) // 8 for code in _NUMPY_NAMES}
 )
 
 
@@ -81,9 +78,7 @@ def write_safetensors(
     Tensors whose size is a multiple of 64 bytes come first, so that each of them starts on a cache line.
     """
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    ordered = sorted(
-        arrays, key=lambda name: (arrays[name].nbytes % ALIGNMENT_BYTES > 0, -arrays[name].itemsize)
-    )
+    ordered = sorted(arrays, key=lambda name: (arrays[name].nbytes % ALIGNMENT_BYTES > 0, -arrays[name].itemsize))
     prefix, header = _layout({name: arrays[name] for name in ordered}, metadata or {})
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
@@ -120,9 +115,7 @@ def read_tensor(path: Path, entry: TensorEntry) -> npt.NDArray[Any]:
     return np.memmap(path, dtype, "r", offset=entry.offset, shape=entry.shape)
 
 
-def _layout(
-    arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]
-) -> tuple[bytes, TensorHeader]:
+def _layout(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> tuple[bytes, TensorHeader]:
     table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, array in arrays.items():
@@ -139,9 +132,7 @@ def _layout(
     text += b" " * (-(len(text) + 8) % ALIGNMENT_BYTES)
     start = 8 + len(text)
     entries = {
-        name: TensorEntry(
-            row["dtype"], tuple(row["shape"]), start + row["data_offsets"][0], arrays[name].nbytes
-        )
+        name: TensorEntry(row["dtype"], tuple(row["shape"]), start + row["data_offsets"][0], arrays[name].nbytes)
         for name, row in table.items()
         if name != "__metadata__"
     }
@@ -182,9 +173,7 @@ def _entry(path: Path, name: str, row: Any, start: int) -> TensorEntry:
         _refuse(path, f"tensor {name!r} has a shape or offsets that are not lists of sizes")
     size_bytes = math.prod(shape) * _SIZES[dtype]
     if span[1] - span[0] != size_bytes:
-        _refuse(
-            path, f"tensor {name!r} spans {span[1] - span[0]} bytes, its dtype and shape need {size_bytes}"
-        )
+        _refuse(path, f"tensor {name!r} spans {span[1] - span[0]} bytes, its dtype and shape need {size_bytes}")
     return TensorEntry(dtype, tuple(shape), start + span[0], size_bytes)
 
 

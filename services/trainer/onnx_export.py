@@ -1,8 +1,8 @@
-"""model.onnx and model.score.onnx: the served graphs, built node by node over the tensors of model.safetensors.
+"""model.onnx and model.score.onnx: the served graphs, built node by node over the checkpoint's own bytes.
 
 No tracing and no torch. The graphs hold no weights: each initializer is a byte range of model.safetensors.
-Where a kernel wants another layout (q, k and v side by side, [in, out] for MatMul), Concat and Transpose nodes
-say so and ONNX Runtime folds them once when it loads the session.
+Where a kernel wants another layout (q, k, v side by side; [in, out] for MatMul), Concat and Transpose nodes say
+so, and ONNX Runtime folds them once when it loads the session.
 
 Contract of both graphs, which the inference engine binds by name:
 
@@ -10,7 +10,7 @@ Contract of both graphs, which the inference engine binds by name:
            position_ids int64 [batch, sequence]            gpt2 only; rotary families count by seqlens_k
            seqlens_k int32 [batch]                         total length (past + new) of each row, minus one
            total_sequence_length int32 []                  the largest total length
-           last_token int64 [batch]                        model.onnx only: index of each row's last real token
+           last_token int64 [batch]                        model.onnx only: index of each row's last token
            past_key.{l}, past_value.{l} float32 [batch, kv_heads, capacity, head_size]
   outputs  logits float32 [batch, vocab]                   model.onnx: after last_token
            logits float32 [batch, sequence, vocab]         model.score.onnx: after every token
@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -43,13 +43,13 @@ SCORE_GRAPH_FILE: Final = "model.score.onnx"
 WEIGHTS_FILE: Final = "model.safetensors"
 
 _CONTRIB: Final = "com.microsoft"
-# 23 is the first with RMSNormalization; 10 is the first IR that goes with it everywhere we load.
+# Opset 23 is the first with RMSNormalization; IR 11 came with it.
 _OPSET: Final = 23
 _IR_VERSION: Final = 11
 
 
 def export_graphs(bundle: Path) -> tuple[Path, Path]:
-    """Write both graphs beside the config.json and model.safetensors of `bundle`, checked, and return them."""
+    """Write both graphs beside config.json and model.safetensors of `bundle`, checked, and return them."""
     architecture = Architecture.from_config(json.loads((bundle / "config.json").read_text("utf-8")))
     entries = read_header(bundle / WEIGHTS_FILE).tensors
     paths = (bundle / GRAPH_FILE, bundle / SCORE_GRAPH_FILE)
@@ -73,8 +73,8 @@ def build_graph(
 
 def _require_tensors(architecture: Architecture, entries: Mapping[str, TensorEntry]) -> None:
     expected = architecture.tensors()
-    wrong = {name: "is missing" for name in expected.keys() - entries.keys()}
-    wrong |= {name: f"has no place in a {architecture.family}" for name in entries.keys() - expected.keys()}
+    wrong = dict.fromkeys(expected.keys() - entries.keys(), "is missing")
+    wrong |= dict.fromkeys(entries.keys() - expected.keys(), f"has no place in a {architecture.family}")
     for name in expected.keys() & entries.keys():
         if entries[name].shape != expected[name] or entries[name].dtype != "F32":
             found = f"{entries[name].dtype} {list(entries[name].shape)}"
@@ -90,9 +90,7 @@ def _require_tensors(architecture: Architecture, entries: Mapping[str, TensorEnt
 class _GraphBuilder:
     """Collects nodes and initializers; every method adds one step and returns the name of its result."""
 
-    def __init__(
-        self, architecture: Architecture, entries: Mapping[str, TensorEntry], *, scores_all: bool
-    ) -> None:
+    def __init__(self, architecture: Architecture, entries: Mapping[str, TensorEntry], *, scores_all: bool) -> None:
         self._a = architecture
         self._entries = entries
         self._scores_all = scores_all
@@ -140,15 +138,11 @@ class _GraphBuilder:
                 out, residual, block + "ln_2", at + "mlp", bias=block + "attn.c_proj.bias"
             )
             wide = self._linear(normed, [block + "mlp.c_fc"], at + "mlp_in")
-            wide = self._node(
-                "FastGelu", [wide, self._weight(block + "mlp.c_fc.bias")], at + "gelu", domain=_CONTRIB
-            )
+            wide = self._node("FastGelu", [wide, self._weight(block + "mlp.c_fc.bias")], at + "gelu", domain=_CONTRIB)
             out = self._linear(wide, [block + "mlp.c_proj"], at + "mlp_out")
             is_last = layer == self._a.layers - 1
             following = "transformer.ln_f" if is_last else f"transformer.h.{layer + 1}.ln_1"
-            normed, residual = self._skip_norm(
-                out, residual, following, at + "end", bias=block + "mlp.c_proj.bias"
-            )
+            normed, residual = self._skip_norm(out, residual, following, at + "end", bias=block + "mlp.c_proj.bias")
         return normed
 
     def _llama(self) -> str:
@@ -159,9 +153,9 @@ class _GraphBuilder:
             block, at = f"model.layers.{layer}.", f"layer.{layer}."
             names = [f"{block}self_attn.{part}_proj" for part in "qkv"]
             qkv = self._linear(normed, names, at + "qkv")
-            if self._a.family == "qwen3":
-                qkv = self._norm_heads(qkv, block + "self_attn.", at)
-            attended = self._attention(layer, [qkv, "", ""])
+            is_qwen3 = self._a.family == "qwen3"
+            parts = self._norm_heads(qkv, block + "self_attn.", at) if is_qwen3 else [qkv, "", ""]
+            attended = self._attention(layer, parts)
             attended, residual = self._keep_answered(layer, attended, residual)
             out = self._linear(attended, [block + "self_attn.o_proj"], at + "attention_out")
             normed, residual = self._skip_norm(out, residual, block + "post_attention_layernorm", at + "mlp")
@@ -185,11 +179,9 @@ class _GraphBuilder:
     # The steps.
 
     def _linear(self, x: str, names: Sequence[str], result: str, *, has_bias: bool = False) -> str:
-        """x times the weights of `names`, side by side; Linear's [out, in] is turned, gpt2's [in, out] is not."""
+        """x times the weights of `names`, side by side; Linear's [out, in] is turned, Conv1D's is not."""
         weights = [self._weight(name + ".weight") for name in names]
-        weight = (
-            weights[0] if len(weights) == 1 else self._node("Concat", weights, result + ".packed", axis=0)
-        )
+        weight = weights[0] if len(weights) == 1 else self._node("Concat", weights, result + ".packed", axis=0)
         if self._a.family != "gpt2":
             weight = self._node("Transpose", [weight], result + ".weight", perm=[1, 0])
         product = self._node("MatMul", [x, weight], result + ".product" if has_bias else result)
@@ -224,9 +216,7 @@ class _GraphBuilder:
             self._node("GatherND", [residual, index], "last_residual", batch_dims=1),
         )
 
-    def _skip_norm(
-        self, x: str, residual: str, norm: str, result: str, *, bias: str | None = None
-    ) -> tuple[str, str]:
+    def _skip_norm(self, x: str, residual: str, norm: str, result: str, *, bias: str | None = None) -> tuple[str, str]:
         """Norm of x + bias + residual, and that sum: one kernel."""
         is_layer_norm = self._a.family == "gpt2"
         inputs = [x, residual, self._weight(norm + ".weight")]
@@ -237,37 +227,28 @@ class _GraphBuilder:
         outputs = [result + ".normed", "", "", result + ".residual"]
         operator = "SkipLayerNormalization" if is_layer_norm else "SkipSimplifiedLayerNormalization"
         self._nodes.append(
-            helper.make_node(
-                operator, inputs, outputs, name=result, domain=_CONTRIB, epsilon=self._a.norm_epsilon
-            )
+            helper.make_node(operator, inputs, outputs, name=result, domain=_CONTRIB, epsilon=self._a.norm_epsilon)
         )
         return outputs[0], outputs[3]
 
     def _rms_norm(self, x: str, weight: str, result: str) -> str:
         return self._node("RMSNormalization", [x, weight], result, axis=-1, epsilon=self._a.norm_epsilon)
 
-    def _norm_heads(self, qkv: str, attention: str, at: str) -> str:
-        """qwen3's QK-norm over packed heads: one norm whose scale has a row per head, folded at load."""
-        a = self._a
-        heads = self._constant("heads", np.array([0, 0, -1, a.head_size], np.int64))
-        flat = self._constant("flat", np.array([0, 0, -1], np.int64))
-        normed = a.heads + a.kv_heads
-        scales = [
-            self._node("Expand", [self._weight(f"{attention}{part}_norm.weight"), shape], f"{at}{part}_scale")
-            for part, shape in (("q", self._size("q", a.heads)), ("k", self._size("k", a.kv_heads)))
-        ]
-        scale = self._node("Concat", scales, at + "qk_scale", axis=0)
-        split = self._constant("qk_v_split", np.array([normed, a.kv_heads], np.int64))
-        shaped = self._node("Reshape", [qkv, heads], at + "qkv.heads")
-        qk, v = at + "qk", at + "v"
-        self._nodes.append(helper.make_node("Split", [shaped, split], [qk, v], name=at + "qk_v", axis=2))
-        packed = self._node(
-            "Concat", [self._rms_norm(qk, scale, at + "qk_normed"), v], at + "qkv.normed", axis=2
+    def _norm_heads(self, qkv: str, attention: str, at: str) -> list[str]:
+        """qwen3's QK-norm: every query head and every key head is normalised by itself; values are not."""
+        widths = np.array([self._a.attention_width, self._a.kv_width, self._a.kv_width], np.int64)
+        parts = [f"{at}{part}" for part in "qkv"]
+        self._nodes.append(
+            helper.make_node("Split", [qkv, self._constant("qkv_widths", widths)], parts, name=at + "split", axis=-1)
         )
-        return self._node("Reshape", [packed, flat], at + "qkv.flat")
-
-    def _size(self, part: str, count: int) -> str:
-        return self._constant(f"{part}_shape", np.array([count, self._a.head_size], np.int64))
+        heads = self._constant("heads", np.array([0, 0, -1, self._a.head_size], np.int64))
+        flat = self._constant("flat", np.array([0, 0, -1], np.int64))
+        for index, part in enumerate("qk"):
+            shaped = self._node("Reshape", [parts[index], heads], f"{at}{part}.heads")
+            weight = self._weight(f"{attention}{part}_norm.weight")
+            normed = self._rms_norm(shaped, weight, f"{at}{part}.normed")
+            parts[index] = self._node("Reshape", [normed, flat], f"{at}{part}.flat")
+        return parts
 
     def _swiglu(self, x: str, mlp: str, at: str) -> str:
         both = self._linear(x, [mlp + "gate_proj", mlp + "up_proj"], at + "gate_up")
@@ -281,12 +262,8 @@ class _GraphBuilder:
 
     # The parts.
 
-    def _node(
-        self, operator: str, inputs: Sequence[str], result: str, *, domain: str = "", **attributes: object
-    ) -> str:
-        self._nodes.append(
-            helper.make_node(operator, list(inputs), [result], name=result, domain=domain, **attributes)
-        )
+    def _node(self, operator: str, inputs: Sequence[str], result: str, *, domain: str = "", **attributes: Any) -> str:
+        self._nodes.append(helper.make_node(operator, list(inputs), [result], name=result, domain=domain, **attributes))
         return result
 
     def _constant(self, name: str, value: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> str:
@@ -327,20 +304,15 @@ class _GraphBuilder:
         return values + self._caches("past")
 
     def _outputs(self) -> list[onnx.ValueInfoProto]:
+        rows: list[str | int] = ["batch", "sequence"] if self._scores_all else ["batch"]
+        shapes = {"logits": [*rows, self._a.vocab_size]}
         if self._scores_all:
-            shapes = {
-                "logits": ["batch", "sequence", self._a.vocab_size],
-                "hidden": ["batch", "sequence", self._a.width],
-            }
-        else:
-            shapes = {"logits": ["batch", self._a.vocab_size]}
-        values = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()
-        ]
+            shapes["hidden"] = [*rows, self._a.width]
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
         return values + self._caches("present")
 
     def _caches(self, when: str) -> list[onnx.ValueInfoProto]:
-        shape = ["batch", self._a.kv_heads, "capacity", self._a.head_size]
+        shape: list[str | int] = ["batch", self._a.kv_heads, "capacity", self._a.head_size]
         return [
             helper.make_tensor_value_info(f"{when}_{part}.{layer}", TensorProto.FLOAT, shape)
             for layer in range(self._a.layers)
