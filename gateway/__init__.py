@@ -1,0 +1,1 @@
+"""The front door: every RPC of the contract over HTTP and JSON, described by the descriptors alone."""
