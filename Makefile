@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lint test demo up bench images clean
+.PHONY: help setup protos reference lint test demo up bench images clean
 
 help: ## Show what make can do
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ setup: $(READY) ## Make .venv with everything the suite needs
 
 protos: $(READY) ## Generate octavo/v1 and octavo/open_inference from protos/
 	$(BIN)/python protos/generate.py
+
+reference: $(READY) ## Write docs/reference from the code
+	$(BIN)/python docs/reference/generate.py
 
 lint: $(READY) ## Check style, types and contracts
 	$(BIN)/ruff check .
