@@ -1,0 +1,1 @@
+"""The inference server: what deployments ask for, held in memory and answering."""

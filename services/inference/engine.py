@@ -1,0 +1,236 @@
+"""The step loop: reads prompts, decodes every running sequence by one token, sends the news. A thread of its own.
+
+    receive   new sequences and cancellations, at a step's border only
+    read      a chunk's worth of prompts; the last chunk of a prompt gives its first token
+    decode    one token for every running sequence, in one run of the graph
+    publish   what readers wait for, with one wake-up of the event loop
+
+Knows sequences and rows; nothing of gRPC, of names or of versions.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.errors import Cancelled, DataLoss, DeadlineExceeded, Internal, OctavoError, Unavailable
+from octavo.v1.errors_pb2 import Reason
+from services.inference.meter import Meter
+from services.inference.outbox import Courier
+from services.inference.sampler import Sampler
+from services.inference.scheduler import Move, PromptChunk, Scheduler
+from services.inference.sequence import Sequence
+from services.inference.session import Session
+
+DEADLINE_INTERVAL_S = 0.01
+"""How often running deadlines are looked at, in seconds."""
+
+
+class Engine:
+    """One served version at work. `submit`, `cancel` and `stop` may be called from any thread."""
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        courier: Courier,
+        messages_per_s: int,
+        name: str,
+        logger: logging.Logger,
+    ) -> None:
+        self.meter = Meter()
+        self.scheduler = scheduler
+        self._session = session
+        self._sampler = sampler
+        self._courier = courier
+        self._messages_per_s = messages_per_s
+        self._logger = logger
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
+        self._gate = threading.Lock()
+        self._is_closed = False
+        self._publish_s = 0.0
+        self._deadlines_s = 0.0
+        self._decoded_s = 0.0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Starts the engine's thread."""
+        self._thread.start()
+
+    def submit(self, sequence: Sequence) -> None:
+        """Lets a sequence run; its outbox gets all that becomes of it, a refusal too. Raises Unavailable at the end."""
+        with self._gate:
+            if self._is_closed:
+                raise Unavailable(Reason.REASON_SHUTTING_DOWN, _CLOSED, retry_after_s=1.0)
+            self._commands.put(partial(self._add, sequence))
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Takes a sequence out at the next step's border; nothing happens if it is over."""
+        self._commands.put(partial(self._cancel, sequence))
+
+    def stop(self) -> None:
+        """Ends what still runs with UNAVAILABLE and waits for the thread. For the end of a drained engine."""
+        self._commands.put(self._close)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def step(self) -> None:
+        """One turn of the loop."""
+        self._receive()
+        for chunk in self.scheduler.chunks():
+            self._read(chunk)
+        if self.scheduler.running:
+            self._decode()
+        self._publish()
+
+    def _run(self) -> None:
+        error: OctavoError = Unavailable(Reason.REASON_SHUTTING_DOWN, _CLOSED, retry_after_s=1.0)
+        try:
+            while not self._is_closed:
+                self.step()
+        except Exception as defect:
+            self._logger.exception("the engine has failed")
+            error = Internal(Reason.REASON_INTERNAL, f"the engine has failed: {type(defect).__name__}")
+        # Nobody may wait forever for an engine that is gone.
+        self._close()
+        while not self._commands.empty():
+            self._commands.get()()
+        for sequence in list(self.scheduler):
+            self._end(sequence, error)
+        self._courier.depart()
+
+    def _receive(self) -> None:
+        if not self.scheduler.has_work:
+            self._commands.get()()
+            self._decoded_s = 0.0
+        while not self._commands.empty():
+            self._commands.get()()
+        now_s = perf_counter()
+        if now_s >= self._deadlines_s:
+            self._deadlines_s = now_s + DEADLINE_INTERVAL_S
+            for sequence in [s for s in self.scheduler if s.deadline_s and s.deadline_s <= now_s]:
+                self._end(sequence, DeadlineExceeded(Reason.REASON_DEADLINE_EXCEEDED, _LATE))
+
+    def _read(self, chunk: PromptChunk) -> None:
+        """Reads one chunk of a prompt; after the last one the sequence has its first token and decodes on."""
+        sequence = chunk.sequence
+        if chunk.start == 0:
+            sequence.start_s = perf_counter()
+        try:
+            logits = self._session.prefill(sequence.row, sequence.prompt[chunk.start : chunk.end], chunk.start)
+        except Exception as error:  # the runtime raises its own classes, and this request alone is to blame
+            self._end(sequence, self._defect(error))
+            return
+        sequence.read = chunk.end
+        self.meter.prompt_tokens += chunk.end - chunk.start
+        if chunk.is_last:
+            self._begin(sequence, logits)
+
+    def _begin(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
+        if move := self.scheduler.promote(sequence):
+            self._session.cache.move(move.source, move.target, len(sequence.prompt))
+        self._sampler.place(sequence.row, sequence.sampling, sequence.token_limit)
+        token_id = int(self._sampler.sample(logits, sequence.row)[0])
+        sequence.first_token_s = perf_counter()
+        self._session.place(sequence.row, token_id, len(sequence.prompt))
+        self._append(sequence, token_id)
+        if not sequence.is_over and sequence.outbox.is_hungry and (news := sequence.news()):
+            self._courier.hand(sequence.outbox, news)
+
+    def _decode(self) -> None:
+        running = self.scheduler.running
+        count = len(running)
+        try:
+            logits = self._session.decode(count, max(sequence.length for sequence in running) - 1)
+        except Exception as error:
+            self._logger.warning("a decode step of %d rows failed, going row by row: %s", count, error)
+            logits = self._decode_by_row()
+        tokens = self._sampler.sample(logits)
+        self._session.advance(count, tokens)
+        now_s = perf_counter()
+        self.meter.steps += 1
+        if self._decoded_s:
+            self.meter.inter_token_s.add(now_s - self._decoded_s, count)
+        self._decoded_s = now_s
+        # A copy: a sequence that ends makes room in the list.
+        for sequence, token_id in zip(tuple(running), tokens.tolist(), strict=True):
+            self._append(sequence, token_id)
+
+    def _decode_by_row(self) -> NDArray[np.float32]:
+        """What `decode` would have given, NaN for those rows that fail alone too. Repeating a row changes nothing."""
+        rows = []
+        for sequence in self.scheduler.running:
+            try:
+                rows.append(self._session.decode_row(sequence.row).copy())
+            except Exception as error:
+                self._defect(error)
+                rows.append(np.full((1, self._session.vocab_size), np.nan, np.float32))
+        return np.concatenate(rows)
+
+    def _append(self, sequence: Sequence, token_id: int) -> None:
+        if token_id < 0:
+            self._end(sequence, DataLoss(Reason.REASON_INTERNAL, _NOT_A_NUMBER))
+            return
+        self.meter.completion_tokens += 1
+        if sequence.append(token_id):
+            self._end(sequence, None)
+
+    def _publish(self) -> None:
+        """Hands news to the readers that wait for some, not more often than `messages_per_s` allows in all."""
+        now_s = perf_counter()
+        if now_s >= self._publish_s:
+            sent = 0
+            for sequence in self.scheduler.running:
+                if sequence.outbox.is_hungry and (news := sequence.news()):
+                    self._courier.hand(sequence.outbox, news)
+                    sent += 1
+            self._publish_s = now_s + sent / self._messages_per_s
+        self._courier.depart()
+
+    def _add(self, sequence: Sequence) -> None:
+        try:
+            self.scheduler.add(sequence)
+        except OctavoError as error:
+            self._end(sequence, error)
+
+    def _cancel(self, sequence: Sequence) -> None:
+        if not sequence.is_over:
+            self._end(sequence, Cancelled(Reason.REASON_CANCELLED, "the caller went away"))
+
+    def _end(self, sequence: Sequence, error: OctavoError | None) -> None:
+        """Takes a sequence out and sends its last news."""
+        if move := self.scheduler.remove(sequence, perf_counter()):
+            self._move(move)
+        delivery = sequence.last_news(error)
+        if delivery.ending:
+            self.meter.count_end(delivery.ending)
+        self._courier.hand(sequence.outbox, delivery)
+
+    def _move(self, move: Move) -> None:
+        self._session.move(move.source, move.target)
+        self._sampler.move(move.source, move.target)
+
+    def _close(self) -> None:
+        with self._gate:
+            self._is_closed = True
+
+    def _defect(self, error: Exception) -> OctavoError:
+        self._logger.error("a run of the graph failed", exc_info=error)
+        return Internal(Reason.REASON_INTERNAL, f"the model could not be run: {error}")
+
+
+_CLOSED = "this engine takes nothing more; another attempt finds its successor"
+_LATE = "the deadline passed before the completion was finished; allow more time or fewer max_tokens"
+_NOT_A_NUMBER = "the model's logits are not numbers; its weights or the run are broken"

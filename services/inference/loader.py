@@ -1,0 +1,120 @@
+"""Makes a bundle answer: cache, session, conformance, engine. Blocking: called in a thread, once for each version.
+
+Knows directories; nothing of registries or deployments.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from octavo.errors import FailedPrecondition, OctavoError
+from octavo.formats.architecture import Architecture
+from octavo.formats.tokenizer import Tokenizer
+from octavo.v1.deployments_pb2 import Precision
+from octavo.v1.errors_pb2 import Reason
+from services.inference.engine import Engine
+from services.inference.kv_cache import KvCache
+from services.inference.outbox import Courier
+from services.inference.sampler import Sampler
+from services.inference.scheduler import Scheduler
+from services.inference.served_model import Key, LoadedModel, end_ids, precision_word
+from services.inference.session import Session
+from services.inference.settings import InferenceSettings
+
+GRAPHS = {Precision.PRECISION_FP32: "model.onnx", Precision.PRECISION_INT8: "model.int8.onnx"}
+
+
+class Loader:
+    """Builds engines as the settings say, all for one event loop."""
+
+    def __init__(self, settings: InferenceSettings, courier: Courier, logger: logging.Logger) -> None:
+        self._settings = settings
+        self._courier = courier
+        self._logger = logger
+
+    def load(self, directory: Path, key: Key) -> LoadedModel:
+        """What the bundle in `directory` becomes, its engine running. Raises OctavoError where it cannot serve."""
+        graph = self._graph(directory, key)
+        architecture = Architecture.from_config(json.loads((directory / "config.json").read_text("utf-8")))
+        tokenizer = Tokenizer.load(directory)
+        _check_vocabulary(architecture, tokenizer)
+        capacity = min(architecture.context_length, self._settings.context_limit)
+        slots = self._slots(architecture, capacity)
+        cache = KvCache(architecture, slots=slots, capacity=capacity)
+        session = self._session(graph, cache, architecture)
+        engine = Engine(
+            session=session,
+            scheduler=Scheduler(
+                slots=slots,
+                waiting_limit=self._settings.waiting_limit,
+                chunk_tokens=self._settings.chunk_tokens,
+            ),
+            sampler=Sampler(slots=slots, capacity=capacity),
+            courier=self._courier,
+            messages_per_s=self._settings.messages_per_s,
+            name=key.name.removeprefix("servedModels/"),
+            logger=self._logger,
+        )
+        engine.start()
+        return LoadedModel(
+            architecture=architecture,
+            tokenizer=tokenizer,
+            engine=engine,
+            end_ids=end_ids(directory, tokenizer),
+            capacity=capacity,
+            cache_size_bytes=cache.size_bytes,
+            conformance_count=0,
+        )
+
+    def _graph(self, directory: Path, key: Key) -> Path:
+        name = GRAPHS.get(key.precision)
+        if name and (directory / name).is_file():
+            return directory / name
+        served = [precision_word(precision) for precision, name in GRAPHS.items() if (directory / name).is_file()]
+        raise FailedPrecondition(
+            Reason.REASON_MODEL_REFUSED,
+            f"{key.version} has no graph in {precision_word(key.precision)} that this server can run; "
+            f"it has {', '.join(served) or 'none at all: export it first'}",
+            version=key.version,
+        )
+
+    def _slots(self, architecture: Architecture, capacity: int) -> int:
+        """As many slots as the settings ask for and the memory allows. Raises FailedPrecondition for none."""
+        row_bytes = KvCache.row_size_bytes(architecture, capacity)
+        slots = min(self._settings.slots, self._settings.cache_limit_bytes // row_bytes)
+        if not slots:
+            raise FailedPrecondition(
+                Reason.REASON_MODEL_REFUSED,
+                f"one sequence of {capacity} tokens takes {row_bytes} bytes of cache, more than the limit of "
+                f"{self._settings.cache_limit_bytes}; raise OCTAVO_INFERENCE_CACHE_LIMIT_BYTES, or lower "
+                "OCTAVO_INFERENCE_CONTEXT_LIMIT",
+            )
+        return slots
+
+    def _session(self, graph: Path, cache: KvCache, architecture: Architecture) -> Session:
+        # With more threads than heads the attention kernel splits a row among threads, in another way when a batch
+        # has more rows: a sequence's bits would depend on its company.
+        threads = min(self._settings.thread_count, architecture.heads)
+        try:
+            return Session(
+                graph,
+                cache,
+                vocab_size=architecture.vocab_size,
+                threads=threads,
+                allow_spinning=self._settings.allow_spinning,
+            )
+        except OctavoError:
+            raise
+        except Exception as error:  # the runtime raises its own classes
+            raise FailedPrecondition(
+                Reason.REASON_MODEL_REFUSED, f"ONNX Runtime cannot load {graph.name}: {error}"
+            ) from error
+
+
+def _check_vocabulary(architecture: Architecture, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > architecture.vocab_size:
+        raise FailedPrecondition(
+            Reason.REASON_MODEL_REFUSED,
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {architecture.vocab_size}; "
+            "they are not of one bundle",
+        )

@@ -1,0 +1,225 @@
+"""One version in memory: its tokenizer, its engine, how far it is and who is using it.
+
+Knows bundles and engines; nothing of deployments, names of deployments or gRPC.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.errors import InvalidArgument, OctavoError
+from octavo.formats.architecture import Architecture
+from octavo.formats.tokenizer import Tokenizer
+from octavo.v1.deployments_pb2 import Precision
+from octavo.v1.errors_pb2 import Reason
+from octavo.v1.inference_pb2 import (
+    FinishReason,
+    GenerateRequest,
+    GenerationParameters,
+    ServedModelState,
+    StreamGenerateRequest,
+)
+from services.inference.engine import Engine
+from services.inference.outbox import Outbox
+from services.inference.sampler import Sampling
+from services.inference.sequence import Sequence
+from services.inference.transcript import Transcript
+
+PROMPT_CHARACTER_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What tells served models apart: `models/poet/versions/3` and a precision."""
+
+    version: str
+    precision: Precision.ValueType
+
+    @property
+    def name(self) -> str:
+        """`servedModels/poet.3.fp32`."""
+        _, model, _, number = self.version.split("/")
+        return f"servedModels/{model}.{number}.{precision_word(self.precision)}"
+
+    @property
+    def model(self) -> str:
+        """`models/poet`."""
+        return self.version.partition("/versions/")[0]
+
+    @property
+    def number(self) -> int:
+        return int(self.version.rpartition("/")[2])
+
+
+def precision_word(precision: Precision.ValueType) -> str:
+    """`fp32` for PRECISION_FP32."""
+    return Precision.Name(precision).removeprefix("PRECISION_").lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """What a bundle became: everything that answering takes. `capacity` in tokens, prompt and completion together."""
+
+    architecture: Architecture
+    tokenizer: Tokenizer
+    engine: Engine
+    end_ids: frozenset[int]
+    capacity: int
+    cache_size_bytes: int
+    conformance_count: int
+
+    def prompt(self, request: GenerateRequest | StreamGenerateRequest) -> NDArray[np.int64]:
+        """The prompt's tokens, int64 [n] with n from 1 to capacity - 1. Raises InvalidArgument with the right field."""
+        if bool(request.prompt) == bool(request.prompt_token_ids):
+            both = "both are set; send one" if request.prompt else "empty; send at least one character or token"
+            raise InvalidArgument.field("prompt", both, reason=Reason.REASON_MISSING_FIELD)
+        if request.prompt:
+            token_ids = np.array(self.encode(request.prompt, "prompt"), np.int64)
+        else:
+            token_ids = np.array(request.prompt_token_ids, np.int64)
+            self.check_ids(token_ids, "prompt_token_ids")
+        if len(token_ids) >= self.capacity:
+            field = "prompt" if request.prompt else "prompt_token_ids"
+            raise InvalidArgument.field(
+                field,
+                f"{len(token_ids)} tokens leave no room in the context of {self.capacity}; "
+                f"send at most {self.capacity - 1}",
+                reason=Reason.REASON_PROMPT_TOO_LONG,
+                prompt_tokens=len(token_ids),
+                context_length=self.capacity,
+            )
+        return token_ids
+
+    def encode(self, text: str, field: str) -> list[int]:
+        """The tokens of a text. Raises InvalidArgument naming `field`."""
+        if len(text) > PROMPT_CHARACTER_LIMIT:
+            raise InvalidArgument.field(
+                field,
+                f"{len(text)} characters are more than {PROMPT_CHARACTER_LIMIT}",
+                reason=Reason.REASON_LIMIT_EXCEEDED,
+            )
+        try:
+            return self.tokenizer.encode(text)
+        except InvalidArgument as error:
+            # The tokenizer calls what it reads "text"; the caller knows it by another name.
+            violation = error.violations.get("text", error.message)
+            renamed = InvalidArgument.field(field, violation, reason=error.reason)
+            renamed.metadata = error.metadata
+            raise renamed from None
+
+    def check_ids(self, token_ids: NDArray[np.int64], field: str) -> None:
+        """Raises InvalidArgument where an id is not in the vocabulary."""
+        wrong = np.flatnonzero((token_ids < 0) | (token_ids >= self.architecture.vocab_size))
+        if len(wrong):
+            raise InvalidArgument.field(
+                f"{field}[{wrong[0]}]",
+                f"{token_ids[wrong[0]]} is not a token; ids go from 0 to {self.architecture.vocab_size - 1}",
+            )
+
+    def sequence(
+        self,
+        prompt: NDArray[np.int64],
+        parameters: GenerationParameters,
+        sampling: Sampling,
+        outbox: Outbox,
+        *,
+        priority: int,
+        deadline_s: float | None,
+    ) -> Sequence:
+        """A sequence for the engine. Raises InvalidArgument for stop tokens outside the vocabulary."""
+        self.check_ids(np.array(parameters.stop_token_ids, np.int64), "parameters.stop_token_ids")
+        room = self.capacity - len(prompt)
+        limit = parameters.max_tokens if parameters.HasField("max_tokens") else room
+        full, most = FinishReason.FINISH_REASON_CONTEXT_FULL, FinishReason.FINISH_REASON_MAX_TOKENS
+        endings = {} if parameters.ignore_eos else dict.fromkeys(self.end_ids, FinishReason.FINISH_REASON_END_OF_TEXT)
+        endings |= dict.fromkeys(parameters.stop_token_ids, FinishReason.FINISH_REASON_STOP_TOKEN)
+        return Sequence(
+            prompt,
+            sampling=sampling,
+            token_limit=min(limit, room),
+            limit_reason=full if limit > room else most,
+            endings=endings,
+            transcript=Transcript(self.tokenizer.stream(), parameters.stop),
+            outbox=outbox,
+            priority=priority,
+            deadline_s=deadline_s,
+        )
+
+
+class ServedModel:
+    """A version on its way into memory, in it, or on its way out. Used on the event loop only."""
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.state = ServedModelState.SERVED_MODEL_STATE_DOWNLOADING
+        self.failure: OctavoError | None = None
+        self.ready_s: float | None = None
+        self.load_s = 0.0
+        self._begin_s = perf_counter()
+        self._loaded: LoadedModel | None = None
+        self._leases = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state == ServedModelState.SERVED_MODEL_STATE_READY
+
+    @property
+    def loaded(self) -> LoadedModel | None:
+        """What answers, once it is loaded."""
+        return self._loaded
+
+    def ready(self, loaded: LoadedModel) -> None:
+        """Lets it answer from now on."""
+        self._loaded = loaded
+        self.state = ServedModelState.SERVED_MODEL_STATE_READY
+        self.ready_s = time()
+        self.load_s = perf_counter() - self._begin_s
+
+    def fail(self, error: OctavoError) -> None:
+        """Says that it cannot be served, and why."""
+        self.state = ServedModelState.SERVED_MODEL_STATE_FAILED
+        self.failure = error
+
+    @contextmanager
+    def lease(self) -> Iterator[LoadedModel]:
+        """Keeps it in memory while a request uses it. Only for a model that is ready."""
+        if self._loaded is None:
+            raise AssertionError("leased before it was loaded")
+        self._leases += 1
+        self._idle.clear()
+        try:
+            yield self._loaded
+        finally:
+            self._leases -= 1
+            if not self._leases:
+                self._idle.set()
+
+    async def drain(self, patience_s: float) -> None:
+        """Lets requests under way finish, for `patience_s` at most, then stops the engine and frees the memory."""
+        self.state = ServedModelState.SERVED_MODEL_STATE_DRAINING
+        if self._loaded:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), patience_s)
+            await asyncio.to_thread(self._loaded.engine.stop)
+            self._loaded = None
+
+
+def end_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end a text: the tokenizer's, and those of generation_config.json and config.json."""
+    ids = set() if tokenizer.end_id is None else {tokenizer.end_id}
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        if path.is_file():
+            config: Mapping[str, object] = json.loads(path.read_text("utf-8"))
+            value = config.get("eos_token_id")
+            ids.update(entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, int))
+    return frozenset(ids)

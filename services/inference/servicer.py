@@ -1,0 +1,161 @@
+"""octavo.v1.Inference on the wire: reads requests, asks the domain, builds replies."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.errors import InvalidArgument, NotFound
+from octavo.v1 import inference_pb2, inference_pb2_grpc
+from octavo.v1.errors_pb2 import Reason
+from services.inference import metrics, parameters, replies
+from services.inference.outbox import Outbox
+from services.inference.roster import Roster
+from services.inference.sequence import Sequence
+from services.inference.served_model import LoadedModel, ServedModel
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Request = inference_pb2.GenerateRequest | inference_pb2.StreamGenerateRequest
+
+INLINE_CHARACTERS = 4096
+"""Texts up to this length are encoded on the event loop, in about a millisecond; longer ones beside it."""
+TOKEN_LIMIT = 1 << 20
+PAGE_SIZE, PAGE_LIMIT = 50, 1000
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServicer):
+    """Answers for the served models of a roster; `find` says who answers to a name."""
+
+    def __init__(self, roster: Roster, find: Callable[[str], Awaitable[ServedModel]]) -> None:
+        self._roster = roster
+        self._find = find
+
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> inference_pb2.GenerateResponse:
+        parameters.check(request)
+        served = await self._find(request.model)
+        with served.lease() as loaded:
+            async with _running(loaded, request, context, is_streaming=False) as sequence:
+                delivery = await sequence.outbox.take()
+        ending = delivery.ending
+        if ending is None:
+            raise AssertionError("a sequence without a reader of chunks delivers once")
+        if ending.error:
+            raise ending.error
+        metrics.describe(served.key.version, request.model, sequence, ending)
+        return replies.response(sequence, delivery, ending, served.key.version)
+
+    async def StreamGenerate(
+        self, request: inference_pb2.StreamGenerateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.StreamGenerateResponse]:
+        parameters.check(request)
+        served = await self._find(request.model)
+        with served.lease() as loaded:
+            async with _running(loaded, request, context, is_streaming=True) as sequence:
+                ending = None
+                while ending is None:
+                    delivery = await sequence.outbox.take()
+                    ending = delivery.ending
+                    if delivery.token_ids:
+                        yield replies.chunk(delivery)
+        if ending.error:
+            raise ending.error
+        metrics.describe(served.key.version, request.model, sequence, ending)
+        yield replies.done(sequence, ending, served.key.version)
+
+    async def Tokenize(
+        self, request: inference_pb2.TokenizeRequest, context: Context
+    ) -> inference_pb2.TokenizeResponse:
+        served = await self._find(request.model)
+        with served.lease() as loaded:
+            token_ids = await _encoded(loaded, request.text, "text")
+            tokenizer = loaded.tokenizer
+            return inference_pb2.TokenizeResponse(
+                token_ids=token_ids,
+                tokens=[tokenizer.token(token_id) for token_id in token_ids],
+                offsets=tokenizer.offsets(request.text),
+                version=served.key.version,
+                context_length=loaded.capacity,
+            )
+
+    async def Detokenize(
+        self, request: inference_pb2.DetokenizeRequest, context: Context
+    ) -> inference_pb2.DetokenizeResponse:
+        if len(request.token_ids) > TOKEN_LIMIT:
+            raise InvalidArgument.field("token_ids", f"{len(request.token_ids)} tokens are more than {TOKEN_LIMIT}")
+        served = await self._find(request.model)
+        with served.lease() as loaded:
+            loaded.check_ids(np.array(request.token_ids, np.int64), "token_ids")
+            skip_special = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+            text = loaded.tokenizer.decode(request.token_ids, skip_special=skip_special)
+        return inference_pb2.DetokenizeResponse(text=text, version=served.key.version)
+
+    async def ListServedModels(
+        self, request: inference_pb2.ListServedModelsRequest, context: Context
+    ) -> inference_pb2.ListServedModelsResponse:
+        if request.page_size < 0:
+            raise InvalidArgument.field("page_size", f"{request.page_size} is negative; 0 takes {PAGE_SIZE}")
+        names = sorted(served.key.name for served in self._roster.models.values())
+        # A page begins behind a name, so that models which come and go meanwhile shift nothing.
+        rest = [name for name in names if name > request.page_token]
+        page = rest[: min(request.page_size or PAGE_SIZE, PAGE_LIMIT)]
+        return inference_pb2.ListServedModelsResponse(
+            served_models=[self._reply(name) for name in page],
+            next_page_token=page[-1] if len(page) < len(rest) else "",
+            total_size=len(names),
+        )
+
+    async def GetServedModel(
+        self, request: inference_pb2.GetServedModelRequest, context: Context
+    ) -> inference_pb2.ServedModel:
+        return self._reply(request.name)
+
+    def _reply(self, name: str) -> inference_pb2.ServedModel:
+        for served in self._roster.models.values():
+            if served.key.name == name:
+                return replies.served_model(served, self._roster.deployments_of(served.key))
+        raise NotFound(
+            Reason.REASON_SERVED_MODEL_NOT_FOUND, f"nothing is served as {name!r}; list the served models", name=name
+        )
+
+
+@asynccontextmanager
+async def _running(
+    loaded: LoadedModel, request: Request, context: Context, *, is_streaming: bool
+) -> AsyncIterator[Sequence]:
+    """A sequence in the engine; whoever leaves before its end takes it out of the engine."""
+    prompt = await _prompt(loaded, request)
+    remaining_s = context.time_remaining()
+    sequence = loaded.sequence(
+        prompt,
+        request.parameters,
+        parameters.sampling(request.parameters),
+        Outbox(is_streaming=is_streaming),
+        priority=request.priority,
+        deadline_s=None if remaining_s is None else perf_counter() + remaining_s,
+    )
+    # gRPC drops the generator of a stream whose caller has left; only this is called at once.
+    context.add_done_callback(lambda _: loaded.engine.cancel(sequence))  # type: ignore[arg-type] # the stub errs
+    loaded.engine.submit(sequence)
+    try:
+        yield sequence
+    finally:
+        loaded.engine.cancel(sequence)
+
+
+async def _prompt(loaded: LoadedModel, request: Request) -> NDArray[np.int64]:
+    if len(request.prompt) <= INLINE_CHARACTERS:
+        return loaded.prompt(request)
+    return await asyncio.to_thread(loaded.prompt, request)
+
+
+async def _encoded(loaded: LoadedModel, text: str, field: str) -> list[int]:
+    if len(text) <= INLINE_CHARACTERS:
+        return loaded.encode(text, field)
+    return await asyncio.to_thread(loaded.encode, text, field)

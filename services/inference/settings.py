@@ -1,0 +1,57 @@
+"""What an inference server can be told."""
+
+import os
+from dataclasses import dataclass
+
+from octavo.addresses import PORTS
+from octavo.serving import ProgramSettings, SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings(ProgramSettings):
+    """Settings of the inference server."""
+
+    port: int = PORTS["inference"]
+    slots: int = 32
+    """Most sequences that run at the same time, for each served model."""
+    waiting_limit: int = 256
+    """Most sequences that wait for a slot, for each served model; more are refused."""
+    context_limit: int = 8192
+    """Most tokens of prompt and completion together, even where a model could take more."""
+    cache_limit_bytes: int = 2 << 30
+    """Most memory for the keys and values of one served model, in bytes; fewer slots are made to fit."""
+    chunk_tokens: int = 256
+    """Prompts are read in chunks of so many tokens, one chunk between two steps of those already running."""
+    threads: int = 0
+    """Threads of one model's computation; 0 takes the cores that this process may use."""
+    allow_spinning: bool = False
+    """Lets these threads burn a core while they wait for one another: a little faster on idle machines, several
+    times slower on shared ones."""
+    messages_per_s: int = 1500
+    """Most stream messages to write per second and served model, first and last ones not counted: tokens that come
+    faster travel together."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot work. Raises SettingsError."""
+        super().__post_init__()
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if not 1 <= value <= most:
+                raise SettingsError(f"{name} {value} is not between 1 and {most}")
+        if not 0 <= self.threads <= 1024:
+            raise SettingsError(f"threads {self.threads} is not between 0 and 1024; 0 takes what there is")
+
+    @property
+    def thread_count(self) -> int:
+        """Threads of one model's computation, resolved."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+_MOST = {
+    "slots": 1024,
+    "waiting_limit": 1_000_000,
+    "context_limit": 1 << 20,
+    "cache_limit_bytes": 1 << 50,
+    "chunk_tokens": 1 << 16,
+    "messages_per_s": 1_000_000,
+}

@@ -1,0 +1,55 @@
+"""The text of a sequence as it grows: whole characters only, ended by the first stop text wherever tokens meet.
+
+Knows a decoder of tokens; nothing of engines or streams.
+"""
+
+from collections.abc import Sequence
+
+from octavo.formats.tokenizer import StreamDecoder
+
+
+class Transcript:
+    """Tokens come in one by one; text goes out when it can no longer change. `stops` are texts, none empty."""
+
+    def __init__(self, decoder: StreamDecoder, stops: Sequence[str] = ()) -> None:
+        self._decoder = decoder
+        self._stops = tuple(stops)
+        self._overlap = max(map(len, self._stops), default=1) - 1
+        self._held = ""
+        self.stop = ""
+        """The stop text that has ended the text; empty while none has."""
+
+    def append(self, token_id: int) -> bool:
+        """Adds a token; True when it completes a stop text, which is then the end."""
+        piece = self._decoder.push(token_id)
+        self._held += piece
+        return bool(piece and self._stops) and self._ends(len(self._held) - len(piece))
+
+    def take(self) -> str:
+        """The text that has become certain since the last call: a suffix that a stop may begin with waits."""
+        certain = len(self._held) - self._unsure()
+        text, self._held = self._held[:certain], self._held[certain:]
+        return text
+
+    def take_last(self) -> str:
+        """All that is left; what is still no whole character becomes the replacement character."""
+        text, self._held = self._held, ""
+        return text if self.stop else text + self._decoder.finish()
+
+    def _ends(self, length_before: int) -> bool:
+        """Cuts the text at the earliest stop that reaches beyond `length_before`; among equals, the first given."""
+        start = max(0, length_before - self._overlap)
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop, start)) >= 0]
+        if not found:
+            return False
+        at, self.stop = min(found, key=lambda pair: pair[0])
+        self._held = self._held[:at]
+        return True
+
+    def _unsure(self) -> int:
+        """Length of the longest suffix that some stop text begins with."""
+        for length in range(min(self._overlap, len(self._held)), 0, -1):
+            suffix = self._held[-length:]
+            if any(stop.startswith(suffix) for stop in self._stops):
+                return length
+        return 0
