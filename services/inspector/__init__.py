@@ -15,7 +15,6 @@ from octavo.v1.inspector_pb2_grpc import add_InspectorServicer_to_server
 from services.inspector.accelerators import AcceleratorProbe
 from services.inspector.artifacts import RegistryArtifacts
 from services.inspector.processor import ProcessorProbe
-from services.inspector.runtimes import RuntimeProbe
 from services.inspector.servicer import InspectorServicer
 from services.inspector.settings import InspectorSettings
 from services.inspector.system import SystemProbe
@@ -28,7 +27,7 @@ def assemble(settings: InspectorSettings, telemetry: Telemetry) -> Service:
     accelerators = AcceleratorProbe()
     client = AsyncClient(Addresses(registry=settings.registry), api_key=settings.api_key)
     executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="inspector")
-    system = SystemProbe(settings.data_dir, ProcessorProbe(), accelerators, RuntimeProbe())
+    system = SystemProbe(settings.data_dir, ProcessorProbe(), accelerators)
     # The calls of the contract that are left out answer UNIMPLEMENTED by themselves.
     servicer = InspectorServicer(RegistryArtifacts(client), system, executor, settings)  # type: ignore[abstract]
 

@@ -1,7 +1,4 @@
-"""Which software computes here, and in which versions: read from package metadata, without importing it.
-
-ONNX Runtime alone is imported, since only it knows its execution providers.
-"""
+"""Which software computes here, and in which versions: read from package metadata, without importing it."""
 
 from __future__ import annotations
 
@@ -25,27 +22,11 @@ _DISTRIBUTIONS: Final = (
 )
 
 
-class RuntimeProbe:
-    """Asks once: what is installed does not change while a process runs."""
-
-    def __init__(self) -> None:
-        self._versions: dict[str, str] = {}
-        self._providers: list[str] | None = None
-
-    def versions(self) -> dict[str, str]:
-        """Versions by name; what is not installed is left out."""
-        if not self._versions:
-            found = {name: _version(distributions) for name, distributions in _DISTRIBUTIONS}
-            self._versions = {"python": platform.python_version()} | {
-                name: version for name, version in found.items() if version
-            }
-        return self._versions
-
-    def execution_providers(self) -> list[str]:
-        """ONNX Runtime's execution providers, preferred first; empty where it is not installed."""
-        if self._providers is None:
-            self._providers = _execution_providers()
-        return self._providers
+def installed_versions() -> dict[str, str]:
+    """Versions by name; what is not installed is left out."""
+    found = {name: _version(distributions) for name, distributions in _DISTRIBUTIONS}
+    installed = {name: version for name, version in found.items() if version}
+    return {"python": platform.python_version()} | installed
 
 
 def _version(distributions: tuple[str, ...]) -> str:
@@ -55,11 +36,3 @@ def _version(distributions: tuple[str, ...]) -> str:
         except metadata.PackageNotFoundError:
             continue
     return ""
-
-
-def _execution_providers() -> list[str]:
-    try:
-        from onnxruntime import get_available_providers
-    except ImportError:
-        return []
-    return list(get_available_providers())

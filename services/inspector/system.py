@@ -22,7 +22,7 @@ from octavo.v1 import inspector_pb2 as pb
 from services.inspector import findings
 from services.inspector.accelerators import AcceleratorProbe
 from services.inspector.processor import ProcessorProbe
-from services.inspector.runtimes import RuntimeProbe
+from services.inspector.runtimes import installed_versions
 
 _GIB: Final = 1 << 30
 _MIB: Final = 1 << 20
@@ -41,23 +41,26 @@ class SystemProbe:
         data_dir: Path,
         processor: ProcessorProbe,
         accelerators: AcceleratorProbe,
-        runtimes: RuntimeProbe,
     ) -> None:
         self._data_dir = data_dir
         self._processor = processor
         self._accelerators = accelerators
-        self._runtimes = runtimes
+        # What is installed does not change while a process runs.
+        self._versions: dict[str, str] = {}
+        self._providers: list[str] | None = None
 
     def diagnose(self) -> pb.SystemDiagnosis:
         """The machine now; blocks for some milliseconds, the first time until ONNX Runtime is imported."""
         started = time.perf_counter()
+        if self._providers is None:
+            self._versions, self._providers = installed_versions(), _execution_providers()
         diagnosis = pb.SystemDiagnosis(
             processor=self._processor.describe(),
             memory=self._processor.describe_memory(),
             storage=[_storage("data", self._data_dir), _storage("temporary", Path(tempfile.gettempdir()))],
             accelerators=self._accelerators.describe(),
-            versions=self._runtimes.versions(),
-            execution_providers=self._runtimes.execution_providers(),
+            versions=self._versions,
+            execution_providers=self._providers,
             limits=_limits(),
             platform=f"{platform.system()} {platform.release()}",
         )
@@ -69,6 +72,15 @@ class SystemProbe:
         elapsed.FromNanoseconds(int((time.perf_counter() - started) * 1e9))
         diagnosis.elapsed.CopyFrom(elapsed)
         return diagnosis
+
+
+def _execution_providers() -> list[str]:
+    """ONNX Runtime's execution providers, preferred first; empty where it is not installed."""
+    try:
+        from onnxruntime import get_available_providers
+    except ImportError:
+        return []
+    return list(get_available_providers())
 
 
 def _storage(purpose: str, path: Path) -> pb.StorageDescription:
