@@ -64,7 +64,7 @@ class SystemProbe:
             limits=_limits(),
             platform=f"{platform.system()} {platform.release()}",
         )
-        diagnosis.findings.extend(findings.ranked(_judge(diagnosis)))
+        diagnosis.findings.extend(findings.ranked(judge(diagnosis)))
         now = Timestamp()
         now.GetCurrentTime()
         diagnosis.measure_time.CopyFrom(now)
@@ -110,7 +110,8 @@ def _limits() -> pb.ProcessLimits:
     return limits
 
 
-def _judge(diagnosis: pb.SystemDiagnosis) -> Iterator[pb.InspectionFinding]:
+def judge(diagnosis: pb.SystemDiagnosis) -> Iterator[pb.InspectionFinding]:
+    """What stands in the way of good work on the machine that is described."""
     yield from _judge_processor(diagnosis.processor)
     yield from _judge_memory(diagnosis.memory)
     for storage in diagnosis.storage:
