@@ -33,14 +33,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import octavo
-from octavo.errors import InvalidArgument
 from octavo.formats.architecture import Architecture
-from octavo.formats.tensor_file import TensorEntry, read_header
-from octavo.v1.errors_pb2 import Reason
-
-GRAPH_FILE: Final = "model.onnx"
-SCORE_GRAPH_FILE: Final = "model.score.onnx"
-WEIGHTS_FILE: Final = "model.safetensors"
+from octavo.formats.bundle import CONFIG_FILE, GRAPH_FILE, SCORE_GRAPH_FILE, read_json, require_tensors
+from octavo.formats.manifest import WEIGHTS_FILE
+from octavo.formats.tensor_file import TensorEntry, TensorHeader, read_header
 
 _CONTRIB: Final = "com.microsoft"
 # Opset 23 is the first with RMSNormalization; IR 11 came with it.
@@ -50,41 +46,23 @@ _IR_VERSION: Final = 11
 
 def export_graphs(bundle: Path) -> tuple[Path, Path]:
     """Write both graphs beside config.json and model.safetensors of `bundle`, checked, and return them."""
-    architecture = Architecture.from_config(json.loads((bundle / "config.json").read_text("utf-8")))
-    entries = read_header(bundle / WEIGHTS_FILE).tensors
+    architecture = Architecture.from_config(read_json(bundle / CONFIG_FILE))
+    header = read_header(bundle / WEIGHTS_FILE)
     paths = (bundle / GRAPH_FILE, bundle / SCORE_GRAPH_FILE)
     for path, scores_all in zip(paths, (False, True), strict=True):
-        model = build_graph(architecture, entries, scores_all=scores_all)
+        model = build_graph(architecture, header, scores_all=scores_all)
         path.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(path, full_check=False)
     return paths
 
 
-def build_graph(
-    architecture: Architecture, entries: Mapping[str, TensorEntry], *, scores_all: bool = False
-) -> onnx.ModelProto:
+def build_graph(architecture: Architecture, header: TensorHeader, *, scores_all: bool = False) -> onnx.ModelProto:
     """The graph over tensors at these offsets; with `scores_all` the one that answers at every position.
 
-    InvalidArgument unless `entries` are exactly the architecture's tensors, in float32.
+    InvalidArgument unless these are exactly the architecture's tensors, in float32.
     """
-    _require_tensors(architecture, entries)
-    return _GraphBuilder(architecture, entries, scores_all=scores_all).build()
-
-
-def _require_tensors(architecture: Architecture, entries: Mapping[str, TensorEntry]) -> None:
-    expected = architecture.tensors()
-    wrong = dict.fromkeys(expected.keys() - entries.keys(), "is missing")
-    wrong |= dict.fromkeys(entries.keys() - expected.keys(), f"has no place in a {architecture.family}")
-    for name in expected.keys() & entries.keys():
-        if entries[name].shape != expected[name] or entries[name].dtype != "F32":
-            found = f"{entries[name].dtype} {list(entries[name].shape)}"
-            wrong[name] = f"is {found}; config.json asks for F32 {list(expected[name])}"
-    if wrong:
-        shown = dict(sorted(wrong.items())[:16])
-        raise InvalidArgument.fields(
-            {f"tensors[{name!r}]": text for name, text in shown.items()},
-            reason=Reason.REASON_INVALID_TENSOR_FILE,
-        )
+    require_tensors(architecture, header)
+    return _GraphBuilder(architecture, header.tensors, scores_all=scores_all).build()
 
 
 class _GraphBuilder:
