@@ -72,6 +72,7 @@ ALLOWED = {
     "torch": ("services.trainer",),
     "onnxruntime": (
         "services.inference",
+        "services.trainer.graph_session",
         "services.trainer.parity",
         "services.inspector.system",
         "services.inspector.benchmark",
