@@ -1,1 +1,88 @@
 """The inference server: what deployments ask for, held in memory and answering."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import grpc
+
+from octavo.addresses import Addresses
+from octavo.client import AsyncClient
+from octavo.serving import Service, Telemetry
+from octavo.v1 import inference_pb2_grpc
+from services.inference.bundle_cache import BundleCache
+from services.inference.deployments import Deployments
+from services.inference.loader import Loader
+from services.inference.metrics import InferenceCollector
+from services.inference.outbox import Courier
+from services.inference.roster import Roster
+from services.inference.served_model import ServedModel
+from services.inference.servicer import InferenceServicer
+from services.inference.settings import InferenceSettings as Settings
+
+__all__ = ["Settings", "assemble"]
+
+CONTRACTS = ("octavo.v1.Inference",)
+
+
+def assemble(settings: Settings, telemetry: Telemetry) -> Service:
+    """The inference server as a service; nothing runs yet."""
+    program = _Program(settings, telemetry)
+    return Service(
+        name="inference",
+        contracts=CONTRACTS,
+        settings=settings,
+        telemetry=telemetry,
+        register=program.register,
+        lifespan=program.lifespan,
+        is_ready=program.is_ready,
+    )
+
+
+class _Program:
+    """What the parts share: the roster. Engines need the event loop, so the rest is made when it runs."""
+
+    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._roster = Roster()
+        self._deployments: Deployments | None = None
+
+    def register(self, server: grpc.aio.Server) -> None:
+        servicer = InferenceServicer(self._roster, self._find)
+        inference_pb2_grpc.add_InferenceServicer_to_server(servicer, server)
+
+    def is_ready(self) -> bool:
+        return self._deployments is not None and self._deployments.is_settled
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        collector = InferenceCollector(self._roster)
+        self._telemetry.collector.register(collector)
+        async with AsyncClient(Addresses(registry=self._settings.registry), api_key=self._settings.api_key) as client:
+            self._deployments = self._assembled(client)
+            following = asyncio.create_task(self._deployments.run(), name="deployments")
+            try:
+                yield
+            finally:
+                following.cancel()
+                with suppress(asyncio.CancelledError):
+                    await following
+                await self._deployments.close()
+                self._telemetry.collector.unregister(collector)
+
+    def _assembled(self, client: AsyncClient) -> Deployments:
+        courier = Courier(asyncio.get_running_loop())
+        return Deployments(
+            client=client,
+            roster=self._roster,
+            bundles=BundleCache(self._settings.data_dir / "inference" / "bundles", client.download),
+            loader=Loader(self._settings, courier, self._telemetry.logger),
+            telemetry=self._telemetry,
+            drain_s=self._settings.drain_s,
+        )
+
+    async def _find(self, reference: str) -> ServedModel:
+        if self._deployments is None:
+            raise AssertionError("called before the service runs")
+        return await self._deployments.find(reference)

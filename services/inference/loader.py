@@ -3,25 +3,25 @@
 Knows directories; nothing of registries or deployments.
 """
 
-import json
 import logging
 from pathlib import Path
 
 from octavo.errors import FailedPrecondition, OctavoError
 from octavo.formats.architecture import Architecture
-from octavo.formats.tokenizer import Tokenizer
+from octavo.formats.bundle import GRAPH_FILE, INT8_GRAPH_FILE, Bundle
 from octavo.v1.deployments_pb2 import Precision
 from octavo.v1.errors_pb2 import Reason
 from services.inference.engine import Engine
 from services.inference.kv_cache import KvCache
 from services.inference.outbox import Courier
+from services.inference.rehearsal import Rehearsal
 from services.inference.sampler import Sampler
 from services.inference.scheduler import Scheduler
 from services.inference.served_model import Key, LoadedModel, end_ids, precision_word
 from services.inference.session import Session
 from services.inference.settings import InferenceSettings
 
-GRAPHS = {Precision.PRECISION_FP32: "model.onnx", Precision.PRECISION_INT8: "model.int8.onnx"}
+GRAPHS = {Precision.PRECISION_FP32: GRAPH_FILE, Precision.PRECISION_INT8: INT8_GRAPH_FILE}
 
 
 class Loader:
@@ -35,13 +35,14 @@ class Loader:
     def load(self, directory: Path, key: Key) -> LoadedModel:
         """What the bundle in `directory` becomes, its engine running. Raises OctavoError where it cannot serve."""
         graph = self._graph(directory, key)
-        architecture = Architecture.from_config(json.loads((directory / "config.json").read_text("utf-8")))
-        tokenizer = Tokenizer.load(directory)
-        _check_vocabulary(architecture, tokenizer)
+        bundle = Bundle.open(directory)
+        architecture = bundle.architecture
         capacity = min(architecture.context_length, self._settings.context_limit)
         slots = self._slots(architecture, capacity)
         cache = KvCache(architecture, slots=slots, capacity=capacity)
         session = self._session(graph, cache, architecture)
+        rehearsal = Rehearsal(session, chunk_tokens=self._settings.chunk_tokens)
+        verdict = rehearsal.verify(directory, precision_word(key.precision))
         engine = Engine(
             session=session,
             scheduler=Scheduler(
@@ -58,12 +59,12 @@ class Loader:
         engine.start()
         return LoadedModel(
             architecture=architecture,
-            tokenizer=tokenizer,
+            tokenizer=bundle.tokenizer,
             engine=engine,
-            end_ids=end_ids(directory, tokenizer),
+            end_ids=end_ids(directory, bundle.tokenizer),
             capacity=capacity,
             cache_size_bytes=cache.size_bytes,
-            conformance_count=0,
+            conformance_count=verdict.vectors,
         )
 
     def _graph(self, directory: Path, key: Key) -> Path:
@@ -109,12 +110,3 @@ class Loader:
             raise FailedPrecondition(
                 Reason.REASON_MODEL_REFUSED, f"ONNX Runtime cannot load {graph.name}: {error}"
             ) from error
-
-
-def _check_vocabulary(architecture: Architecture, tokenizer: Tokenizer) -> None:
-    if tokenizer.vocab_size > architecture.vocab_size:
-        raise FailedPrecondition(
-            Reason.REASON_MODEL_REFUSED,
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {architecture.vocab_size}; "
-            "they are not of one bundle",
-        )

@@ -32,6 +32,8 @@ class Roster:
         self.routes: dict[str, tuple[Target, ...]] = {}
         self.pending: dict[str, tuple[Target, ...]] = {}
         """What deployments wait for before their routes change; those without any route yet answer LOADING."""
+        self.draining: list[ServedModel] = []
+        """What nobody is routed to any more, and is not yet gone."""
         self.aliases: dict[str, str] = {}
         """`models/poet@champion` to `models/poet/versions/3`, as far as deployments follow them."""
 

@@ -4,8 +4,7 @@ Knows bundles and engines; nothing of deployments, names of deployments or gRPC.
 """
 
 import asyncio
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import InvalidArgument, OctavoError
 from octavo.formats.architecture import Architecture
+from octavo.formats.bundle import CONFIG_FILE, GENERATION_CONFIG_FILE, read_json
 from octavo.formats.tokenizer import Tokenizer
 from octavo.v1.deployments_pb2 import Precision
 from octavo.v1.errors_pb2 import Reason
@@ -170,7 +170,8 @@ class ServedModel:
 
     @property
     def is_ready(self) -> bool:
-        return self.state == ServedModelState.SERVED_MODEL_STATE_READY
+        is_loaded = self._loaded is not None and self._loaded.engine.is_alive
+        return is_loaded and self.state == ServedModelState.SERVED_MODEL_STATE_READY
 
     @property
     def loaded(self) -> LoadedModel | None:
@@ -216,10 +217,8 @@ class ServedModel:
 def end_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens that end a text: the tokenizer's, and those of generation_config.json and config.json."""
     ids = set() if tokenizer.end_id is None else {tokenizer.end_id}
-    for name in ("generation_config.json", "config.json"):
-        path = directory / name
-        if path.is_file():
-            config: Mapping[str, object] = json.loads(path.read_text("utf-8"))
-            value = config.get("eos_token_id")
+    for name in (GENERATION_CONFIG_FILE, CONFIG_FILE):
+        if (directory / name).is_file():
+            value = read_json(directory / name).get("eos_token_id")
             ids.update(entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, int))
     return frozenset(ids)

@@ -69,6 +69,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         metrics.describe(served.key.version, request.model, sequence, ending)
         yield replies.done(sequence, ending, served.key.version)
 
+    async def Score(self, request: inference_pb2.ScoreRequest, context: Context) -> inference_pb2.ScoreResponse:
+        raise NotImplementedError
+
+    async def Embed(self, request: inference_pb2.EmbedRequest, context: Context) -> inference_pb2.EmbedResponse:
+        raise NotImplementedError
+
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
