@@ -68,13 +68,9 @@ class CheckpointFolder:
         """The steps that have a checkpoint, ascending; whether they are whole is found out by reading."""
         if not self._path.is_dir():
             return []
-        return sorted(
-            int(match[1]) for entry in self._path.iterdir() if (match := _DIRECTORY.match(entry.name))
-        )
+        return sorted(int(match[1]) for entry in self._path.iterdir() if (match := _DIRECTORY.match(entry.name)))
 
-    def write(
-        self, step: int, tensors: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]
-    ) -> CheckpointEntry:
+    def write(self, step: int, tensors: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> CheckpointEntry:
         """Make the checkpoint of `step` durable; one that is there and whole is kept as it is."""
         self._path.mkdir(parents=True, exist_ok=True)
         self._sweep()
@@ -127,9 +123,7 @@ class CheckpointFolder:
     def _verified(self, step: int) -> CheckpointEntry:
         directory = self._directory(step)
         if not directory.is_dir():
-            raise NotFound(
-                Reason.REASON_CHECKPOINT_NOT_FOUND, f"no checkpoint of step {step} is kept", step=step
-            )
+            raise NotFound(Reason.REASON_CHECKPOINT_NOT_FOUND, f"no checkpoint of step {step} is kept", step=step)
         for listed in _manifest(directory, step)[0]["files"]:
             name, size_bytes = listed["path"], listed["size_bytes"]
             file = directory / name

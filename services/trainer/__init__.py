@@ -1,0 +1,69 @@
+"""The trainer: jobs that survive the loss of every process. This module puts its parts together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import psutil
+
+from octavo.addresses import CONTRACTS, Addresses
+from octavo.client import AsyncClient
+from octavo.serving import Service, Telemetry
+from octavo.v1.trainer_pb2_grpc import add_TrainerServicer_to_server
+from services.trainer.job_directory import Launch
+from services.trainer.jobs import JobStore
+from services.trainer.planner import Planner
+from services.trainer.servicer import TrainerServicer
+from services.trainer.settings import Settings
+from services.trainer.supervisor import ROOT, Limits, Supervisor
+
+
+__all__ = ["Settings", "assemble"]
+
+
+def assemble(settings: Settings, telemetry: Telemetry) -> Service:
+    """The trainer as a service. Its data directory is opened in its lifespan, not before."""
+    directory = settings.data_dir / "trainer"
+    store = JobStore(directory / "jobs.sqlite")
+    launch = Launch(
+        registry=settings.registry,
+        api_key=settings.api_key,
+        corpora=str(directory / "corpora"),
+        registry_patience_s=settings.registry_patience_s,
+    )
+    limits = Limits(
+        max_running_jobs=settings.max_running_jobs,
+        max_queued_jobs=settings.max_queued_jobs,
+        max_restarts=settings.max_restarts,
+        restart_delay_s=settings.restart_delay_s,
+        stop_grace_s=settings.stop_grace_s,
+    )
+    supervisor = Supervisor(directory, store, launch, telemetry.logger, limits=limits)
+    client = AsyncClient(Addresses(registry=settings.registry), api_key=settings.api_key)
+    threads = max(1, (psutil.cpu_count(logical=False) or 1) // settings.max_running_jobs)
+    planner = Planner(client, str(ROOT), threads)
+
+    def register(server: grpc.aio.Server) -> None:
+        servicer = TrainerServicer(supervisor, store, planner)  # type: ignore[abstract] # others answer UNIMPLEMENTED
+        add_TrainerServicer_to_server(servicer, server)
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        store.open()
+        supervisor.open()
+        try:
+            yield
+        finally:
+            supervisor.close()
+            store.close()
+            await client.close()
+
+    return Service(
+        name="trainer",
+        contracts=CONTRACTS["trainer"],
+        settings=settings,
+        telemetry=telemetry,
+        register=register,
+        lifespan=lifespan,
+        is_ready=lambda: supervisor.is_ticking,
+    )

@@ -1,0 +1,149 @@
+"""What a job must be before it is accepted. Every fault is told at once, with its field and what would be right."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+import uuid
+from typing import Final
+
+from octavo.errors import InvalidArgument, Unimplemented
+from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
+
+MAX_DISPLAY_NAME: Final = 200
+MAX_LABELS: Final = 64
+MAX_LABEL: Final = 63
+MAX_PRIORITY: Final = 100
+MAX_ALIASES: Final = 16
+MAX_PROMPT: Final = 10_000
+# A month: longer work should be several jobs.
+MAX_TIME_BUDGET_S: Final = 31 * 86_400
+
+ID: Final = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_PATTERNS: Final = {
+    "dataset": (rf"^datasets/{ID}(/versions/[1-9]\d{{0,18}})?$", "`datasets/tiny` or `datasets/tiny/versions/2`"),
+    "model": (rf"^models/{ID}$", "`models/poet`"),
+    "deployment": (rf"^deployments/{ID}$", "`deployments/poet`"),
+}
+
+
+def check_job(job: pb.Job, job_id: str, request_id: str) -> None:
+    """Refuse what cannot be a job: InvalidArgument with all faults, Unimplemented for kinds that do not run yet."""
+    wrong = _job_faults(job) | _id_faults(job_id, request_id)
+    kind = job.WhichOneof("spec")
+    if kind is None:
+        wrong["job.train"] = "is missing; set the one spec that says what to do"
+    elif kind != "train":
+        raise Unimplemented(
+            Reason.REASON_SPEC_NOT_SUPPORTED,
+            f"jobs of the kind {kind!r} cannot be run yet; `train` can",
+            kind=kind,
+        )
+    else:
+        wrong |= {f"job.train.{field}": fault for field, fault in _train_faults(job.train).items()}
+    if wrong:
+        raise InvalidArgument.fields(wrong)
+    if kind == "train":
+        _refuse_unsupported(job.train)
+
+
+def accepted_job(request: pb.CreateJobRequest) -> pb.Job:
+    """The job to be, with only what its creator decides."""
+    asked = request.job
+    job = pb.Job(display_name=asked.display_name, labels=asked.labels, priority=asked.priority, train=asked.train)
+    job.name = f"jobs/{request.job_id or _new_id()}"
+    return job
+
+
+def request_digest(request: pb.CreateJobRequest) -> bytes:
+    """The same for the same request, whatever its output fields say."""
+    decided = pb.CreateJobRequest(
+        job=pb.Job(
+            display_name=request.job.display_name,
+            labels=request.job.labels,
+            priority=request.job.priority,
+            train=request.job.train,
+        ),
+        job_id=request.job_id,
+    )
+    return hashlib.sha256(decided.SerializeToString(deterministic=True)).digest()
+
+
+def _new_id() -> str:
+    """Sorts by time of creation, to the second; unique by 40 random bits."""
+    return f"j-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(5)}"
+
+
+def _job_faults(job: pb.Job) -> dict[str, str]:
+    wrong = {}
+    if len(job.display_name) > MAX_DISPLAY_NAME:
+        wrong["job.display_name"] = f"has {len(job.display_name)} characters; at most {MAX_DISPLAY_NAME}"
+    if abs(job.priority) > MAX_PRIORITY:
+        wrong["job.priority"] = f"{job.priority} is out of range; -{MAX_PRIORITY} to {MAX_PRIORITY}"
+    if len(job.labels) > MAX_LABELS:
+        wrong["job.labels"] = f"has {len(job.labels)} labels; at most {MAX_LABELS}"
+    for key, value in job.labels.items():
+        if not re.match(r"^[a-z0-9][a-z0-9_.-]{0,62}$", key) or len(value) > MAX_LABEL:
+            shown = key[:MAX_LABEL]
+            wrong[f"job.labels[{shown!r}]"] = (
+                f"keys are 1 to {MAX_LABEL} of a-z 0-9 _ . -, values at most {MAX_LABEL} characters"
+            )
+    return wrong
+
+
+def _id_faults(job_id: str, request_id: str) -> dict[str, str]:
+    wrong = {}
+    if job_id and not re.match(rf"^{ID}$", job_id):
+        wrong["job_id"] = f"{job_id[:70]!r} must be 1 to 63 of a-z 0-9 -, begin with a letter and not end with -"
+    if request_id:
+        try:
+            uuid.UUID(request_id)
+        except ValueError:
+            wrong["request_id"] = f"{request_id[:70]!r} is not a UUID"
+    return wrong
+
+
+def _train_faults(spec: pb.TrainSpec) -> dict[str, str]:
+    wrong = {}
+    for field, (pattern, example) in _PATTERNS.items():
+        value = getattr(spec, field)
+        if not value and field != "deployment":
+            wrong[field] = f"is missing; name one, such as {example}"
+        elif value and not re.match(pattern, value):
+            wrong[field] = f"{value[:90]!r} is not a name such as {example}"
+    if len(spec.aliases) > MAX_ALIASES:
+        wrong["aliases"] = f"has {len(spec.aliases)} aliases; at most {MAX_ALIASES}"
+    for index, alias in enumerate(spec.aliases):
+        if not re.match(rf"^{ID}$", alias) or alias == "latest" or re.match(r"^v\d+$", alias):
+            wrong[f"aliases[{index}]"] = (
+                f"{alias[:70]!r} must be 1 to 63 of a-z 0-9 -, begin with a letter, and be neither `latest` nor `v1`"
+            )
+    if len(spec.sample.prompt) > MAX_PROMPT:
+        wrong["sample.prompt"] = f"has {len(spec.sample.prompt)} characters; at most {MAX_PROMPT}"
+    if spec.HasField("time_budget"):
+        budget_s = spec.time_budget.ToNanoseconds() / 1e9
+        if not 1 <= budget_s <= MAX_TIME_BUDGET_S:
+            wrong["time_budget"] = f"{budget_s:g} s is out of range; 1 s to 31 days"
+    if spec.HasField("steps") and spec.steps < 1:
+        wrong["steps"] = f"{spec.steps} steps train nothing; at least 1, or leave it out to have it derived"
+    if spec.checkpoints.HasField("keep_latest") and spec.checkpoints.keep_latest < 2:
+        wrong["checkpoints.keep_latest"] = "must be at least 2: the older is the fallback when the newest is damaged"
+    return wrong
+
+
+def _refuse_unsupported(spec: pb.TrainSpec) -> None:
+    unsupported = {
+        "base_version": bool(spec.base_version),
+        "lora": spec.HasField("lora"),
+        "early_stopping": spec.HasField("early_stopping"),
+    }
+    for field, is_set in unsupported.items():
+        if is_set:
+            raise Unimplemented(
+                Reason.REASON_SPEC_NOT_SUPPORTED,
+                f"train.{field} cannot be honoured yet; leave it out to train from scratch to the last step",
+                field=field,
+            )

@@ -1,0 +1,79 @@
+"""What a job's events say: the job as they left it. One fold, used by the service and by the worker alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from octavo.v1 import trainer_pb2 as pb
+from services.trainer.events import TERMINAL
+
+
+def fold(job: pb.Job, event: pb.JobEvent) -> None:
+    """Bring `job` up to date with its next event; events already seen change nothing."""
+    if event.sequence <= job.last_sequence:
+        return
+    job.last_sequence = event.sequence
+    job.update_time.CopyFrom(event.create_time)
+    match event.WhichOneof("event"):
+        case "state_change":
+            _fold_state(job, event)
+        case "attempt_start":
+            job.attempt_count = event.attempt_start.attempt
+            job.environment.CopyFrom(event.attempt_start.environment)
+            if not job.HasField("start_time"):
+                job.start_time.CopyFrom(event.create_time)
+        case "plan":
+            job.plan.CopyFrom(event.plan)
+            job.progress.total_steps = event.plan.total_steps
+        case "progress":
+            job.progress.CopyFrom(event.progress)
+        case "metric":
+            job.latest_metric.CopyFrom(event.metric)
+            job.progress.step = event.metric.step
+            job.progress.tokens = event.metric.tokens
+        case "evaluation":
+            _fold_evaluation(job, event.evaluation)
+        case "checkpoint":
+            job.latest_checkpoint.CopyFrom(event.checkpoint)
+        case "output":
+            if event.output.name not in job.outputs:
+                job.outputs.append(event.output.name)
+
+
+def applied_commands(events: Iterable[pb.JobEvent]) -> dict[int, pb.CommandApplied]:
+    """The commands that were applied, by sequence number.
+
+    What ends or pauses a job is applied only once the change of state follows: a worker may be lost in between.
+    """
+    applied: dict[int, pb.CommandApplied] = {}
+    tentative: list[pb.CommandApplied] = []
+    for event in events:
+        if event.HasField("command_applied"):
+            command = event.command_applied.command
+            if command.HasField("cancel") or command.HasField("pause"):
+                tentative.append(event.command_applied)
+            else:
+                applied[command.sequence] = event.command_applied
+        elif event.HasField("state_change"):
+            applied |= {one.command.sequence: one for one in tentative}
+            tentative = []
+    return applied
+
+
+def _fold_state(job: pb.Job, event: pb.JobEvent) -> None:
+    change = event.state_change
+    job.state = change.state
+    if change.HasField("error"):
+        job.error.CopyFrom(change.error)
+    if change.state in TERMINAL:
+        job.end_time.CopyFrom(event.create_time)
+        job.progress.ClearField("eta")
+    if change.state == pb.JOB_STATE_SUCCEEDED:
+        job.progress.fraction = 1.0
+
+
+def _fold_evaluation(job: pb.Job, evaluation: pb.Evaluation) -> None:
+    job.latest_evaluation.CopyFrom(evaluation)
+    best = job.best_evaluation
+    if not job.HasField("best_evaluation") or evaluation.validation_loss < best.validation_loss:
+        job.best_evaluation.CopyFrom(evaluation)

@@ -1,0 +1,112 @@
+"""The directory of a job: where its files lie, and the lock that says whether a process is at work in it.
+
+The lock is an flock on `worker.lock`. The supervisor takes it and hands the open descriptor to the worker it
+starts, so there is no moment at which the job looks abandoned; the kernel frees it when the worker dies, however
+it dies, so neither a stale file nor a reused process id can be mistaken for a worker.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from octavo.v1 import trainer_pb2 as pb
+
+_JOB: Final = "job.binpb"
+_LAUNCH: Final = "launch.json"
+_LOCK: Final = "worker.lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What a worker has to know of the service that started it."""
+
+    registry: str
+    api_key: str
+    corpora: str
+    registry_patience_s: float
+
+
+class JobDirectory:
+    """The files of one job."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the job's checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def bundle(self) -> Path:
+        """Where the version's files are made."""
+        return self.path / "bundle"
+
+    @property
+    def worker_log(self) -> Path:
+        """What the worker printed, tracebacks included."""
+        return self.path / "worker.log"
+
+    def create(self, job: pb.Job) -> None:
+        """Make the directory with the job as accepted; again is harmless."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / _JOB).exists():
+            self._write(_JOB, job.SerializeToString())
+
+    def read_job(self) -> pb.Job:
+        """The job as it was accepted."""
+        return pb.Job.FromString((self.path / _JOB).read_bytes())
+
+    def write_launch(self, launch: Launch) -> None:
+        """Say where things are; a running worker reads it again before it needs the registry."""
+        self._write(_LAUNCH, json.dumps(asdict(launch)).encode())
+
+    def read_launch(self) -> Launch:
+        """Where things are now."""
+        return Launch(**json.loads((self.path / _LAUNCH).read_bytes()))
+
+    def try_lock(self) -> int | None:
+        """The lock as an open descriptor, held until closed everywhere; None when a process is at work."""
+        descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def is_locked(self) -> bool:
+        """Whether a process is at work in it."""
+        descriptor = self.try_lock()
+        if descriptor is None:
+            return True
+        os.close(descriptor)
+        return False
+
+    def note_pid(self, lock: int) -> None:
+        """Say who holds the lock: called by the worker, whose the descriptor now is."""
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+
+    def worker_pid(self) -> int | None:
+        """The process that holds the lock, as far as it has said so; only valid while the lock is held."""
+        text = (self.path / _LOCK).read_text()
+        return int(text) if text.isdigit() else None
+
+    def _write(self, name: str, content: bytes) -> None:
+        partial = self.path / f".{name}.partial"
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / name)
+        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -1,0 +1,245 @@
+"""The phases of a train job, in order; each can be done again, so a worker may be lost at any moment.
+
+Prepare the corpus, measure a time budget, train, make and prove the bundle, register it, deploy it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from octavo.client import Client
+from octavo.errors import FailedPrecondition, InvalidArgument
+from octavo.formats.checkpoint import Checkpoint, CheckpointFolder
+from octavo.v1 import datasets_pb2, registry_pb2
+from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
+from services.trainer import publication
+from services.trainer.control import Control
+from services.trainer.corpus import Corpus, CorpusCache, CorpusSpec
+from services.trainer.environment import fingerprint
+from services.trainer.events import EventLog
+from services.trainer.job_directory import JobDirectory
+from services.trainer.loop import Training, configure_torch
+from services.trainer.machine import Machine
+from services.trainer.plan import TextFacts, architecture_of, plan
+from services.trainer.progress import ProgressReporter
+from services.trainer.registry_link import RegistryLink
+from services.trainer.release import Origin, make_release, read_release
+from services.trainer.training_phase import TrainingPhase
+
+# Where a sample begins when no prompt is given: enough of the validation text to give it a direction.
+_PROMPT_TOKENS: Final = 32
+# Evaluations take at most this part of a time budget; more would leave too little to evaluate.
+_MOST_EVALUATION: Final = 0.5
+
+
+class Pipeline:
+    """One train job in one worker. `job` is as its events, `past`, leave it."""
+
+    def __init__(
+        self, directory: JobDirectory, job: pb.Job, past: Sequence[pb.JobEvent], log: EventLog, control: Control
+    ) -> None:
+        self._directory = directory
+        self._job = job
+        self._past = past
+        self._log = log
+        self._control = control
+        self._progress = ProgressReporter(log)
+        self._link = RegistryLink(directory, log, self._heed)
+        self._folder = CheckpointFolder(directory.checkpoints)
+
+    def run(self, attempt: int) -> None:
+        """Bring the job from where it is to its end. Raises Leaving, or what ends the job."""
+        try:
+            spec = self._job.plan.train
+            configure_torch(threads=spec.threads)
+            environment = fingerprint(spec.device, spec.threads)
+            start = self._begin(attempt, environment)
+            dataset = self._dataset(spec)
+            corpus = self._prepare(spec, dataset)
+            training, phase = self._training(corpus)
+            self._train(training, phase, start)
+            origin = Origin(
+                job=self._job.name, dataset=training.spec.dataset, blob=dataset.blob, environment=environment
+            )
+            self._release(training, phase, corpus, origin)
+        finally:
+            self._link.close()
+
+    def _begin(self, attempt: int, environment: pb.EnvironmentFingerprint) -> Checkpoint | None:
+        """Find the newest whole checkpoint and say where this attempt begins."""
+        checkpoint, damages = self._folder.read_newest()
+        step = checkpoint.entry.step if checkpoint is not None else 0
+        start = pb.AttemptStart(attempt=attempt, step=step, environment=environment)
+        start.damaged_checkpoints.extend(damage.description for damage in damages)
+        self._log.append(pb.JobEvent(attempt_start=start))
+        for damage in damages:
+            self._log.log(pb.LOG_SEVERITY_WARNING, f"{damage.description}; going on from step {step}", step)
+        before = self._job.environment.digest
+        if before and before != environment.digest:
+            self._log.log(
+                pb.LOG_SEVERITY_WARNING,
+                "this environment is not the one in which the job began; from here on the weights may differ in "
+                "their last bits from those of an unbroken run",
+                step,
+            )
+        return checkpoint
+
+    def _dataset(self, spec: pb.TrainSpec) -> datasets_pb2.Dataset:
+        self._progress.phase(pb.JOB_PHASE_PREPARE, f"looking up {spec.dataset}")
+        request = datasets_pb2.GetDatasetRequest(name=spec.dataset)
+        return self._link.call(lambda client: client.datasets.GetDataset(request))
+
+    def _prepare(self, spec: pb.TrainSpec, dataset: datasets_pb2.Dataset) -> Corpus:
+        wanted = CorpusSpec(
+            blob=dataset.blob,
+            tokenizer=spec.tokenizer.kind,
+            vocab_size=spec.tokenizer.vocab_size,
+            validation_fraction=spec.validation_fraction,
+        )
+        cache = CorpusCache(Path(self._directory.read_launch().corpora))
+        return cache.prepare(wanted, self._download, self._say_preparing)
+
+    def _download(self, blob: str, path: Path) -> None:
+        digest = blob.removeprefix("blobs/")
+
+        def act(client: Client) -> None:
+            client.download(digest, path)
+
+        self._link.call(act)
+
+    def _say_preparing(self, message: str) -> None:
+        self._heed()
+        self._progress.phase(pb.JOB_PHASE_PREPARE, message)
+
+    def _training(self, corpus: Corpus) -> tuple[Training, TrainingPhase]:
+        """The run by the plan that an earlier attempt fixed, or by one that is fixed now."""
+        known = [event.plan for event in self._past if event.HasField("plan")]
+        fixed = known[-1] if known else self._fix_plan(corpus)
+        if not known:
+            self._log.append(pb.JobEvent(plan=fixed))
+        training = _new_training(fixed.train, corpus)
+        phase = TrainingPhase(
+            training,
+            tokenizer=corpus.tokenizer,
+            prompt=_prompt(fixed.train, corpus),
+            folder=self._folder,
+            log=self._log,
+            control=self._control,
+            past=self._past,
+        )
+        return training, phase
+
+    def _fix_plan(self, corpus: Corpus) -> pb.Plan:
+        """The plan from what is known now: the tokens there are and, for a time budget, how long a step takes."""
+        spec = pb.TrainSpec()
+        spec.CopyFrom(self._job.train)
+        accepted = self._job.plan.train
+        spec.dataset, spec.device, spec.threads = accepted.dataset, accepted.device, accepted.threads
+        spec.tokenizer.CopyFrom(accepted.tokenizer)
+        spec.precision = accepted.precision
+        facts = TextFacts(
+            train_tokens=corpus.facts.train_tokens,
+            validation_tokens=corpus.facts.validation_tokens,
+            vocab_size=corpus.facts.vocab_size,
+        )
+        machine = Machine.detect(device=spec.device, threads=spec.threads)
+        if not spec.HasField("time_budget"):
+            return plan(spec, facts, machine)
+        self._progress.phase(pb.JOB_PHASE_CALIBRATE, "measuring how long a step takes")
+        provisional = _new_training(plan(spec, facts, machine, step_s=0.1).train, corpus)
+        step_s = provisional.measure_step_s()
+        self._heed()
+        evaluation_s = provisional.evaluate(0).duration.ToNanoseconds() / 1e9
+        budget_s = spec.time_budget.ToNanoseconds() / 1e9
+        spent_s = min(
+            evaluation_s * _evaluations(plan(spec, facts, machine, step_s=step_s)), budget_s * _MOST_EVALUATION
+        )
+        fixed = plan(spec, facts, machine, step_s=step_s, spent_s=spent_s)
+        self._log.log(
+            pb.LOG_SEVERITY_INFO,
+            f"a step takes {step_s * 1e3:.1f} ms, an evaluation {evaluation_s:.2f} s: {budget_s:g} s are "
+            f"{fixed.total_steps} steps",
+        )
+        return fixed
+
+    def _train(self, training: Training, phase: TrainingPhase, start: Checkpoint | None) -> None:
+        step = start.entry.step if start is not None else 0
+        self._progress.begin_training(step, training.spec.steps, step * training.tokens_per_step)
+        phase.run(start, self._progress)
+
+    def _release(self, training: Training, phase: TrainingPhase, corpus: Corpus, origin: Origin) -> None:
+        spec = training.spec
+        step = self._choose(training, phase)
+        release = read_release(self._directory) or make_release(
+            self._directory,
+            training,
+            corpus,
+            evaluation=phase.evaluation(step),
+            origin=origin,
+            say=self._progress.phase,
+        )
+        self._heed()
+        self._progress.phase(pb.JOB_PHASE_REGISTER, f"registering a version of {spec.model}")
+        version = publication.register(self._link, spec.model, release, self._heed)
+        self._output(version.name, f"step {step}, proven equal to its checkpoint")
+        for alias in spec.aliases:
+            reference = publication.set_alias(self._link, version, alias)
+            self._log.log(pb.LOG_SEVERITY_INFO, f"{reference} is now {version.name}", spec.steps)
+        if spec.deployment:
+            self._deploy(version, spec.deployment)
+
+    def _choose(self, training: Training, phase: TrainingPhase) -> int:
+        """The step whose weights are released: the best evaluated one that is kept, usually the last."""
+        best = phase.best
+        if best is None or best.step == training.spec.steps or best.step not in self._folder.steps():
+            return training.spec.steps
+        phase.load(self._folder.read(best.step))
+        self._log.log(
+            pb.LOG_SEVERITY_INFO,
+            f"releasing step {best.step}, whose validation loss {best.validation_loss:.4f} is the lowest",
+            best.step,
+        )
+        return best.step
+
+    def _deploy(self, version: registry_pb2.Version, deployment: str) -> None:
+        self._heed()
+        self._progress.phase(pb.JOB_PHASE_DEPLOY, f"asking for {version.name} to be served as {deployment}")
+        self._output(publication.deploy(self._link, version, deployment), f"serves {version.name}")
+
+    def _output(self, name: str, message: str) -> None:
+        if not any(event.output.name == name for event in self._past):
+            self._log.append(pb.JobEvent(output=pb.JobOutput(name=name, message=message)))
+
+    def _heed(self) -> None:
+        self._control.heed(self._job.progress.step)
+
+
+def _new_training(spec: pb.TrainSpec, corpus: Corpus) -> Training:
+    return Training(
+        spec,
+        architecture_of(spec),
+        training_tokens=corpus.train,
+        validation_tokens=corpus.validation,
+        validation_bytes=corpus.facts.validation_bytes,
+    )
+
+
+def _evaluations(fixed: pb.Plan) -> int:
+    """How often a run evaluates, the end included."""
+    interval = fixed.train.evaluation_interval_steps
+    return 1 + (fixed.total_steps - 1) // interval if interval else 1
+
+
+def _prompt(spec: pb.TrainSpec, corpus: Corpus) -> list[int]:
+    """Ids that samples begin with; found out before training whether the vocabulary has them."""
+    if not spec.sample.prompt:
+        return [int(code) for code in corpus.validation[:_PROMPT_TOKENS]]
+    try:
+        return corpus.tokenizer.encode(spec.sample.prompt)
+    except InvalidArgument as error:
+        raise FailedPrecondition(
+            Reason.REASON_UNKNOWN_SYMBOL, f"job.train.sample.prompt: {error.message}", violations=error.violations
+        ) from error

@@ -1,0 +1,96 @@
+"""Plans before anything runs: looks the dataset up, measures the machine once, and resolves the spec with both."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Final
+
+from octavo.client import AsyncClient
+from octavo.errors import FailedPrecondition, Internal
+from octavo.v1 import datasets_pb2
+from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
+from services.trainer.machine import Machine
+from services.trainer.plan import TextFacts, estimate_text, plan, resolve_tokenizer
+
+# Loading torch takes two seconds on a slow disk, ten on a very slow one.
+DETECT_TIMEOUT_S: Final = 60.0
+
+_DETECT: Final = """
+import json, sys
+from services.trainer.machine import Machine
+print(json.dumps(asdict(Machine.detect(threads=int(sys.argv[1])))))
+"""
+
+
+class Planner:
+    """Plans of one trainer. The machine is looked at in a process of its own, so that torch stays out of this one."""
+
+    def __init__(self, client: AsyncClient, root: str, threads: int) -> None:
+        self._client = client
+        self._root = root
+        self._threads = threads
+        self._machine: asyncio.Task[Machine] | None = None
+
+    async def plan(self, job: pb.Job) -> pb.Plan:
+        """What a train job comes to, its dataset named by version. Raises what the registry raises, and for faults."""
+        dataset = await self._client.datasets.GetDataset(datasets_pb2.GetDatasetRequest(name=job.train.dataset))
+        if dataset.format != datasets_pb2.DATASET_FORMAT_TEXT:
+            raise FailedPrecondition(
+                Reason.REASON_CORPUS_UNUSABLE,
+                f"{job.train.dataset} holds rows; training from scratch takes plain text",
+                dataset=job.train.dataset,
+            )
+        spec = pb.TrainSpec()
+        spec.CopyFrom(job.train)
+        spec.dataset = f"{dataset.name.partition('/versions/')[0]}/versions/{dataset.version}"
+        machine = await self._detected()
+        spec.tokenizer.CopyFrom(resolve_tokenizer(spec.tokenizer, dataset.statistics.size_bytes))
+        estimate = estimate_text(dataset.statistics.size_bytes, spec)
+        return plan(spec, text_facts(dataset, estimate, spec), machine)
+
+    async def _detected(self) -> Machine:
+        if self._machine is None or (self._machine.done() and self._machine.exception()):
+            self._machine = asyncio.create_task(self._detect(), name="detect-machine")
+        return await asyncio.shield(self._machine)
+
+    async def _detect(self) -> Machine:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _DETECT,
+            str(self._threads),
+            cwd=self._root,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(DETECT_TIMEOUT_S):
+                output, errors = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise
+        if process.returncode:
+            raise Internal(
+                Reason.REASON_INTERNAL,
+                f"cannot look at this machine: {errors.decode(errors='replace').strip().splitlines()[-1]}",
+            )
+        return Machine(**json.loads(output))
+
+
+def text_facts(dataset: datasets_pb2.Dataset, estimate: TextFacts, spec: pb.TrainSpec) -> TextFacts:
+    """What the registry counted, as tokens: exact for characters, the estimate for BPE."""
+    counted = dataset.statistics
+    if spec.tokenizer.kind != pb.TOKENIZER_KIND_CHARACTER or not counted.characters:
+        return estimate
+    part = estimate.train_tokens / max(1, estimate.train_tokens + estimate.validation_tokens)
+    train_tokens = int(counted.characters * part)
+    return TextFacts(
+        train_tokens=train_tokens,
+        validation_tokens=counted.characters - train_tokens,
+        vocab_size=counted.symbols,
+    )

@@ -1,0 +1,176 @@
+"""The edge of the trainer: reads requests, asks supervisor, store and planner, builds replies."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+
+from octavo.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, OutOfRange
+from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
+from octavo.v1.trainer_pb2_grpc import TrainerServicer as Base
+from services.trainer import job_pages
+from services.trainer.acceptance import ID, accepted_job, check_job, request_digest
+from services.trainer.events import TERMINAL, EventReader
+from services.trainer.jobs import JobStore, etag
+from services.trainer.planner import Planner
+from services.trainer.supervisor import Supervisor
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# How often a watch looks for new events: well below the 250 ms that people notice; one `stat` each.
+POLL_INTERVAL_S: Final = 0.05
+# How long CancelJob and PauseJob wait for the worker before they answer with what is.
+OBEY_S: Final = 5.0
+WATCH_BATCH: Final = 512
+
+
+class TrainerServicer(Base):
+    """Octavo's trainer over gRPC. What blocks runs on threads."""
+
+    def __init__(self, supervisor: Supervisor, store: JobStore, planner: Planner) -> None:
+        self._supervisor = supervisor
+        self._store = store
+        self._planner = planner
+
+    async def PlanJob(self, request: pb.PlanJobRequest, context: Context) -> pb.PlanJobResponse:
+        check_job(request.job, "", "")
+        return pb.PlanJobResponse(plan=await self._planner.plan(request.job))
+
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.Job:
+        check_job(request.job, request.job_id, request.request_id)
+        digest = request_digest(request)
+        if request.request_id:
+            known = await asyncio.to_thread(self._store.find_request, request.request_id, digest)
+            if known is not None:
+                return await self._job(known.name)
+        job = accepted_job(request)
+        job.plan.CopyFrom(await self._planner.plan(job))
+        if request.validate_only:
+            return job
+        made = await asyncio.to_thread(self._supervisor.submit, job, request.request_id, digest)
+        return self._decorated(made)
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
+        return await self._job(_name(request.name))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        response = await asyncio.to_thread(job_pages.list_jobs, self._store, self._supervisor.read, request)
+        for job in response.jobs:
+            self._decorated(job)
+        return response
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
+        name = _name(request.name)
+        await asyncio.to_thread(self._supervisor.cancel, name)
+        return await self._settled(name, lambda job: job.state in TERMINAL)
+
+    async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> pb.Job:
+        name = _name(request.name)
+        await asyncio.to_thread(self._supervisor.pause, name)
+        return await self._settled(name, lambda job: job.state != pb.JOB_STATE_RUNNING)
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.Job:
+        return self._decorated(await asyncio.to_thread(self._supervisor.resume, _name(request.name)))
+
+    async def CheckpointJob(self, request: pb.CheckpointJobRequest, context: Context) -> pb.Checkpoint:
+        name = _name(request.name)
+        seen = (await self._job(name)).last_sequence
+        command = await asyncio.to_thread(self._supervisor.request_checkpoint, name)
+        async for event in self._events(name, seen):
+            if event.command_applied.command.sequence == command:
+                return (await self._job(name)).latest_checkpoint
+            if event.state_change.state not in {pb.JOB_STATE_UNSPECIFIED, pb.JOB_STATE_RUNNING}:
+                break
+        raise FailedPrecondition(
+            Reason.REASON_JOB_STATE, f"{name} stopped before the checkpoint; GetJob says how", job=name
+        )
+
+    async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> Empty:
+        job = await self._job(_name(request.name))
+        if request.etag and request.etag != job.etag:
+            raise Aborted(
+                Reason.REASON_ETAG_MISMATCH, f"{job.name} has changed; read it again", job=job.name, etag=job.etag
+            )
+        await asyncio.to_thread(self._supervisor.delete, job.name)
+        return Empty()
+
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.JobEvent]:
+        job = await self._job(_name(request.name))
+        _check_after(job, request.after_sequence)
+        if job.state in TERMINAL and request.after_sequence == job.last_sequence:
+            return
+        async for event in self._events(job.name, request.after_sequence):
+            yield event
+
+    async def ListMetrics(self, request: pb.ListMetricsRequest, context: Context) -> pb.ListMetricsResponse:
+        job = await self._job(_name(request.parent, "parent"))
+        return await asyncio.to_thread(job_pages.list_metrics, self._supervisor.directory(job.name), request)
+
+    async def ListLogs(self, request: pb.ListLogsRequest, context: Context) -> pb.ListLogsResponse:
+        job = await self._job(_name(request.parent, "parent"))
+        return await asyncio.to_thread(job_pages.list_logs, self._supervisor.directory(job.name), request)
+
+    async def _events(self, name: str, after_sequence: int) -> AsyncIterator[pb.JobEvent]:
+        """The events of a job from after a sequence number until its terminal state, as they are written."""
+        directory = self._supervisor.directory(name)
+        reader = EventReader(directory.path, after_sequence)
+        while True:
+            if not reader.has_news():
+                if not directory.path.exists():
+                    raise NotFound(Reason.REASON_JOB_NOT_FOUND, f"{name} was deleted meanwhile", job=name)
+                await asyncio.sleep(POLL_INTERVAL_S)
+                continue
+            for event in await asyncio.to_thread(reader.read, WATCH_BATCH):
+                yield event
+                if event.state_change.state in TERMINAL:
+                    return
+
+    async def _settled(self, name: str, is_settled: Callable[[pb.Job], bool]) -> pb.Job:
+        """The job once it is as asked, or as it is after a few seconds."""
+        for _ in range(int(OBEY_S / POLL_INTERVAL_S)):
+            job = await self._job(name)
+            if is_settled(job):
+                return job
+            await asyncio.sleep(POLL_INTERVAL_S)
+        return await self._job(name)
+
+    async def _job(self, name: str) -> pb.Job:
+        return self._decorated(await asyncio.to_thread(self._supervisor.read, name))
+
+    def _decorated(self, job: pb.Job) -> pb.Job:
+        """With what is not kept but follows from the moment: etag and place in the queue."""
+        job.etag = etag(job)
+        job.queue_position = 0
+        if job.state == pb.JOB_STATE_QUEUED:
+            queue = self._supervisor.queue()
+            job.queue_position = queue.index(job.name) + 1 if job.name in queue else 0
+        return job
+
+
+def _name(name: str, field: str = "name") -> str:
+    prefix, _, job_id = name.partition("/")
+    if prefix != "jobs" or not re.match(rf"^{ID}$", job_id):
+        raise InvalidArgument.field(
+            field,
+            f"{name[:90]!r} is not the name of a job, such as `jobs/j-1`",
+            reason=Reason.REASON_INVALID_NAME,
+        )
+    return name
+
+
+def _check_after(job: pb.Job, after_sequence: int) -> None:
+    if after_sequence < 0:
+        raise InvalidArgument.field("after_sequence", f"{after_sequence} is negative; 0 begins with the first event")
+    if after_sequence > job.last_sequence:
+        raise OutOfRange(
+            Reason.REASON_EVENTS_EXPIRED,
+            f"{job.name} has {job.last_sequence} events, not {after_sequence}; watch again from 0",
+            job=job.name,
+            last_sequence=job.last_sequence,
+        )

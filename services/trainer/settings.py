@@ -1,0 +1,34 @@
+"""What the trainer can be told."""
+
+from dataclasses import dataclass
+
+from octavo.addresses import PORTS
+from octavo.serving.settings import ProgramSettings, SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ProgramSettings):
+    """Settings of the trainer."""
+
+    port: int = PORTS["trainer"]
+    max_running_jobs: int = 1
+    """Workers that may run at once; they share the CPU threads of the machine."""
+    max_queued_jobs: int = 10_000
+    """Jobs that may wait; more are refused."""
+    max_restarts: int = 5
+    """How often a lost worker is started again without progress in between, before its job fails."""
+    restart_delay_s: float = 0.5
+    """How long to wait before the first restart, in seconds; doubles with each one, up to a minute."""
+    stop_grace_s: float = 30.0
+    """How long a worker may take to obey a cancellation before it is killed, in seconds."""
+    registry_patience_s: float = 86_400.0
+    """How long a worker waits for a registry that does not answer before its job fails, in seconds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_running_jobs < 1 or self.max_queued_jobs < 1:
+            raise SettingsError("max_running_jobs and max_queued_jobs must be at least 1")
+        if self.max_restarts < 0:
+            raise SettingsError("max_restarts must not be negative; 0 never starts a lost worker again")
+        if min(self.restart_delay_s, self.stop_grace_s, self.registry_patience_s) < 0:
+            raise SettingsError("restart_delay_s, stop_grace_s and registry_patience_s must not be negative")

@@ -1,0 +1,147 @@
+"""What the supervisor knows of one living job: its state as folded from its events, its worker and its restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from octavo.errors import FailedPrecondition, Unavailable
+from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
+from services.trainer import commands
+from services.trainer.events import EventLog, EventReader
+from services.trainer.history import applied_commands, fold
+from services.trainer.job_directory import JobDirectory
+
+# Exit status of a worker that was told to go (SIGTERM) and left a checkpoint: sysexits.h EX_TEMPFAIL.
+EXIT_PREEMPTED: Final = 75
+# Between a worker's last event and the end of its process: closing files and the interpreter.
+LEAVING_S: Final = 3.0
+
+
+class Supervision:
+    """One living job under supervision. Not thread-safe: the supervisor's lock guards it."""
+
+    def __init__(self, job: pb.Job, directory: JobDirectory) -> None:
+        self.job = _accepted(job, directory)
+        self.directory = directory
+        self.process: subprocess.Popen[bytes] | None = None
+        self.restart_at: float | None = None
+        self.stop_at: float | None = None
+        self.saved_at = 0.0
+        self._events = EventReader(directory.path)
+        self._losses = 0
+        self._mark: tuple[int, int] = (0, 0)
+
+    def refresh(self) -> bool:
+        """Fold the events written since the last call; whether there were any."""
+        is_news = False
+        while batch := self._events.read():
+            is_news = True
+            for event in batch:
+                fold(self.job, event)
+        return is_news
+
+    def is_alive(self) -> bool:
+        """Whether a worker is at it, started by us or found."""
+        if self.process is not None:
+            self.process.poll()  # reaps it
+        return self.directory.is_locked()
+
+    def add_command(self, command: pb.JobCommand) -> pb.JobCommand:
+        """Tell the worker something; durable."""
+        return commands.append(self.directory.path, command)
+
+    def pending(self) -> list[pb.JobCommand]:
+        """The commands that were accepted and have not been applied."""
+        applied = applied_commands(EventReader(self.directory.path).read_all())
+        written = commands.CommandReader(self.directory.path).read()
+        return [command for command in written if command.sequence not in applied]
+
+    def count_loss(self) -> int:
+        """How often the worker was lost since it last got further, this time included."""
+        mark = (self.job.latest_checkpoint.step, self.job.progress.phase)
+        self._losses = 1 if mark > self._mark else self._losses + 1
+        self._mark = mark
+        return self._losses
+
+    def death(self) -> str:
+        """How the worker ended, as far as it is known."""
+        status = self.process.returncode if self.process is not None else None
+        if status is None:
+            return "how is not known: it was not started by this process"
+        if status == EXIT_PREEMPTED:
+            return "it was told to stop"
+        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+    def kill(self) -> None:
+        """Stop a worker that does not obey, for good. The pid in the lock file is the holder's while it is held."""
+        pid = self.directory.worker_pid()
+        if pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)
+            try:
+                if self.directory.is_locked():  # still the same process: a pidfd is never reused
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            finally:
+                os.close(descriptor)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[EventLog]:
+        """The job's events, to append to while no worker is at it. Waits a moment for one that is leaving."""
+        deadline_s = time.monotonic() + LEAVING_S
+        while (lock := self.directory.try_lock()) is None and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        if lock is None:
+            raise Unavailable(
+                Reason.REASON_JOB_STATE,
+                f"a worker has just taken up {self.job.name}; try again",
+                retry_after_s=0.5,
+                job=self.job.name,
+            )
+        try:
+            with EventLog(self.directory.path, attempt=0) as log:
+                yield log
+        finally:
+            os.close(lock)
+
+    def detach(self) -> list[subprocess.Popen[bytes]]:
+        """Hand over the worker's process, if it is ours, to whoever waits for its end."""
+        process, self.process = self.process, None
+        return [process] if process is not None else []
+
+
+def _accepted(row: pb.Job, directory: JobDirectory) -> pb.Job:
+    """The job as accepted, with what people changed since: all else is folded from its events anew.
+
+    The row may know more than the events do after the machine itself was lost; the events count.
+    """
+    job = directory.read_job()
+    job.display_name, job.priority = row.display_name, row.priority
+    job.labels.clear()
+    job.labels.update(row.labels)
+    return job
+
+
+def worker_lost(job: pb.Job, losses: int, cause: str, log: Path) -> pb.JobEvent:
+    """The event that ends a job whose worker was lost too often."""
+    error = FailedPrecondition(
+        Reason.REASON_WORKER_LOST,
+        f"the worker was lost {losses} times without getting further, the last time by {cause}. SIGKILL is often "
+        f"a lack of memory: try a smaller microbatch_size. What it printed is in {log} on the trainer's machine",
+        job=job.name,
+        losses=losses,
+        cause=cause,
+    )
+    return pb.JobEvent(
+        state_change=pb.StateChange(
+            state=pb.JOB_STATE_FAILED, error=error.to_status(), message="the worker was lost too often"
+        )
+    )

@@ -1,0 +1,371 @@
+"""Starts workers, watches over them and starts lost ones again. Supervises only: workers live without it.
+
+One thread ticks; calls come from other threads and share its lock. What is known of a living job is folded from
+its events, so a supervisor that was killed knows everything again as soon as it has read them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TextIO
+
+from google.protobuf.message import DecodeError
+
+from octavo.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
+from services.trainer.events import TERMINAL, now
+from services.trainer.job_directory import JobDirectory, Launch
+from services.trainer.jobs import JobStore
+from services.trainer.supervision import Supervision, worker_lost
+
+TICK_S: Final = 0.1
+# How far the row of a running job may lag behind its events: they are the truth, the row is a shortcut.
+SAVE_INTERVAL_S: Final = 2.0
+MAX_DELAY_S: Final = 60.0
+ROOT: Final = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much runs at once and how patient the supervisor is; the settings of the same names say it in full."""
+
+    max_running_jobs: int
+    max_queued_jobs: int
+    max_restarts: int
+    restart_delay_s: float
+    stop_grace_s: float
+
+
+class Supervisor:
+    """All jobs of one data directory. `launch` says what workers are told at their start."""
+
+    def __init__(
+        self,
+        directory: Path,
+        store: JobStore,
+        launch: Launch,
+        logger: logging.Logger,
+        *,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._directory = directory
+        self._store = store
+        self._launch = launch
+        self._logger = logger
+        self._limits = limits
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._living: dict[str, Supervision] = {}
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._instance: TextIO | None = None
+        self._leaving: list[subprocess.Popen[bytes]] = []
+
+    def open(self) -> None:
+        """Take hold of the data directory, find the jobs and workers that are there, and begin to tick."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._instance = self._claim()
+        for name in self._store.list_deleting():
+            self._remove(name)
+        with self._lock:
+            for job in self._store.list_living():
+                try:
+                    self._take_up(job)
+                except (OSError, DecodeError):
+                    # One unreadable directory must not keep all other jobs from going on.
+                    self._logger.exception("cannot take up a job", extra={"job": job.name})
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop ticking; workers go on."""
+        self._closing.set()
+        if self._thread:
+            self._thread.join()
+        with self._lock:
+            for supervision in self._living.values():
+                self._store.update(supervision.job)
+                self._leaving.extend(supervision.detach())
+            for process in self._leaving:
+                if process.poll() is None:
+                    process.returncode = 0  # it outlives us on purpose: keeps Popen from warning of it
+        if self._instance:
+            self._instance.close()
+
+    @property
+    def is_ticking(self) -> bool:
+        """Whether the thread that supervises is alive."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def directory(self, name: str) -> JobDirectory:
+        """Where the job of this name has its files."""
+        return JobDirectory(self._directory / "jobs" / name.removeprefix("jobs/"))
+
+    def submit(self, job: pb.Job, request_id: str, digest: bytes) -> pb.Job:
+        """Accept a job and queue it; durable when this returns. A known request id returns its job."""
+        with self._lock:
+            known = self._store.find_request(request_id, digest) if request_id else None
+            if known is not None:
+                return self.read(known.name)
+            queued = sum(one.job.state == pb.JOB_STATE_QUEUED for one in self._living.values())
+            if queued >= self._limits.max_queued_jobs:
+                raise ResourceExhausted(
+                    Reason.REASON_LIMIT_EXCEEDED,
+                    f"{queued} jobs are queued, as many as may be; cancel some or wait",
+                    retry_after_s=30.0,
+                    queued=queued,
+                )
+            job.state = pb.JOB_STATE_CREATED
+            job.create_time.CopyFrom(now())
+            job.update_time.CopyFrom(job.create_time)
+            self._store.insert(job, request_id, digest)
+            self._take_up(job)
+            self._start_queued()
+            return self.read(job.name)
+
+    def read(self, name: str) -> pb.Job:
+        """A job as its events leave it now; NotFound."""
+        with self._lock:
+            supervision = self._living.get(name)
+            if supervision is None:
+                return self._store.read(name)
+            self._refresh(supervision)
+            job = pb.Job()
+            job.CopyFrom(supervision.job)
+            return job
+
+    def queue(self) -> list[str]:
+        """Names of the queued jobs, the next to run first: priority, then age."""
+        with self._lock:
+            queued = [one.job for one in self._living.values() if one.job.state == pb.JOB_STATE_QUEUED]
+        order = sorted(queued, key=lambda job: (-job.priority, job.create_time.ToNanoseconds()))
+        return [job.name for job in order]
+
+    def cancel(self, name: str) -> pb.Job:
+        """End a job; a running one at its next step boundary."""
+        with self._lock:
+            job = self.read(name)
+            if job.state == pb.JOB_STATE_CANCELLED:
+                return job
+            self._require(job, pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING, pb.JOB_STATE_PAUSED, verb="cancelled")
+            supervision = self._living[name]
+            if job.state == pb.JOB_STATE_RUNNING and supervision.directory.is_locked():
+                supervision.add_command(pb.JobCommand(cancel=pb.CancelCommand()))
+                supervision.stop_at = self._clock() + self._limits.stop_grace_s
+            else:
+                self._change_state(supervision, pb.JOB_STATE_CANCELLED, "cancelled before a worker was at it")
+            return self.read(name)
+
+    def pause(self, name: str) -> pb.Job:
+        """Stop a job with a checkpoint and give its place away."""
+        with self._lock:
+            job = self.read(name)
+            if job.state == pb.JOB_STATE_PAUSED:
+                return job
+            self._require(job, pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING, verb="paused")
+            supervision = self._living[name]
+            if job.state == pb.JOB_STATE_RUNNING and supervision.directory.is_locked():
+                supervision.add_command(pb.JobCommand(pause=pb.PauseCommand()))
+            else:
+                self._change_state(supervision, pb.JOB_STATE_PAUSED, "paused while no worker was at it")
+            return self.read(name)
+
+    def resume(self, name: str) -> pb.Job:
+        """Put a paused job back into the queue."""
+        with self._lock:
+            job = self.read(name)
+            self._require(job, pb.JOB_STATE_PAUSED, verb="resumed")
+            self._change_state(self._living[name], pb.JOB_STATE_QUEUED, "resumed")
+            self._start_queued()
+            return self.read(name)
+
+    def request_checkpoint(self, name: str) -> int:
+        """Ask a running worker for a checkpoint; returns the sequence number of the command."""
+        with self._lock:
+            job = self.read(name)
+            self._require(job, pb.JOB_STATE_RUNNING, verb="checkpointed")
+            command = self._living[name].add_command(pb.JobCommand(checkpoint=pb.CheckpointCommand()))
+            return command.sequence
+
+    def delete(self, name: str) -> None:
+        """Forget a job that has ended, with everything on disk."""
+        with self._lock:
+            job = self.read(name)
+            self._require(job, *TERMINAL, verb="deleted")
+            self._store.begin_delete(name)
+            self._remove(name)
+
+    def _claim(self) -> TextIO:
+        """Two supervisors over one directory would start every worker twice."""
+        instance = (self._directory / "supervisor.lock").open("a")
+        try:
+            fcntl.flock(instance, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            instance.close()
+            raise Unavailable(
+                Reason.REASON_UPSTREAM_UNAVAILABLE,
+                f"another trainer uses {self._directory}; stop it, or choose another OCTAVO_DATA_DIR",
+            ) from error
+        return instance
+
+    def _remove(self, name: str) -> None:
+        path = self.directory(name).path
+        if path.exists():
+            shutil.rmtree(path)
+        self._store.finish_delete(name)
+
+    def _require(self, job: pb.Job, *states: pb.JobState.ValueType, verb: str) -> None:
+        if job.state not in states:
+            words = [pb.JobState.Name(state).removeprefix("JOB_STATE_") for state in (job.state, *sorted(states))]
+            raise FailedPrecondition(
+                Reason.REASON_JOB_STATE,
+                f"{job.name} is {words[0]}; it can be {verb} when it is {' or '.join(words[1:])}",
+                job=job.name,
+                state=words[0],
+            )
+
+    def _take_up(self, job: pb.Job) -> None:
+        """Begin to supervise a job, whatever happened to it before."""
+        directory = self.directory(job.name)
+        directory.create(job)
+        directory.write_launch(self._launch)
+        supervision = Supervision(job, directory)
+        self._living[job.name] = supervision
+        self._refresh(supervision)
+        if supervision.job.state == pb.JOB_STATE_CREATED:
+            self._change_state(supervision, pb.JOB_STATE_QUEUED, "accepted")
+        if any(command.HasField("cancel") for command in supervision.pending()):
+            supervision.stop_at = self._clock() + self._limits.stop_grace_s
+
+    def _run(self) -> None:
+        while not self._closing.wait(TICK_S):
+            try:
+                self._tick()
+            except Exception:
+                # The next tick tries again: one job's full disk must not leave all others without supervision.
+                self._logger.exception("supervision failed")
+
+    def _tick(self) -> None:
+        with self._lock:
+            self._leaving = [process for process in self._leaving if process.poll() is None]
+            for supervision in list(self._living.values()):
+                if supervision.job.state == pb.JOB_STATE_RUNNING:
+                    self._watch_over(supervision)
+                elif supervision.stop_at is not None and not supervision.is_alive():
+                    # It paused before it saw that it was cancelled.
+                    self._end_by_command(supervision)
+            self._start_queued()
+
+    def _watch_over(self, supervision: Supervision) -> None:
+        if supervision.restart_at is not None:
+            if self._clock() >= supervision.restart_at:
+                supervision.restart_at = None
+                self._start(supervision)
+            return
+        # Look at the lock first: what a worker wrote before it died is then sure to be among its events.
+        is_alive = supervision.is_alive()
+        self._refresh(supervision)
+        if supervision.job.state != pb.JOB_STATE_RUNNING:
+            return
+        if not is_alive:
+            self._handle_loss(supervision)
+        elif supervision.stop_at is not None and self._clock() >= supervision.stop_at:
+            supervision.kill()
+
+    def _handle_loss(self, supervision: Supervision) -> None:
+        """A worker died without an end of its job."""
+        if self._end_by_command(supervision):
+            return
+        losses = supervision.count_loss()
+        cause = supervision.death()
+        if losses > self._limits.max_restarts:
+            with supervision.writing() as log:
+                log.append(worker_lost(supervision.job, losses, cause, supervision.directory.worker_log))
+            self._refresh(supervision)
+            return
+        delay_s = min(MAX_DELAY_S, self._limits.restart_delay_s * 2 ** (losses - 1))
+        step = supervision.job.latest_checkpoint.step
+        with supervision.writing() as log:
+            log.log(
+                pb.LOG_SEVERITY_WARNING,
+                f"the worker was lost ({cause}); starting it again from step {step} in {delay_s:g} s",
+                supervision.job.progress.step,
+            )
+        self._logger.warning("a worker was lost", extra={"job": supervision.job.name, "cause": cause})
+        supervision.restart_at = self._clock() + delay_s
+
+    def _end_by_command(self, supervision: Supervision) -> bool:
+        """Apply what the worker did not live to apply; whether that ended or paused the job."""
+        pending = supervision.pending()
+        ends = [command for command in pending if command.HasField("cancel") or command.HasField("pause")]
+        if not ends:
+            return False
+        is_cancelled = any(command.HasField("cancel") for command in ends)
+        state = pb.JOB_STATE_CANCELLED if is_cancelled else pb.JOB_STATE_PAUSED
+        with supervision.writing() as log:
+            for command in ends:
+                applied = pb.CommandApplied(command=command, step=supervision.job.latest_checkpoint.step)
+                log.append(pb.JobEvent(command_applied=applied))
+            message = "no worker was at it any more; its last checkpoint is kept"
+            log.append(pb.JobEvent(state_change=pb.StateChange(state=state, message=message)))
+        supervision.stop_at = None
+        self._refresh(supervision)
+        return True
+
+    def _start_queued(self) -> None:
+        running = sum(one.job.state == pb.JOB_STATE_RUNNING for one in self._living.values())
+        for name in self.queue()[: max(0, self._limits.max_running_jobs - running)]:
+            self._change_state(self._living[name], pb.JOB_STATE_RUNNING, "a worker starts")
+            self._start(self._living[name])
+
+    def _start(self, supervision: Supervision) -> None:
+        """Start a worker that inherits the job's lock, so that at no moment the job looks abandoned."""
+        directory = supervision.directory
+        lock = directory.try_lock()
+        if lock is None:  # one is at work already: started by the supervisor before us
+            return
+        try:
+            directory.write_launch(self._launch)
+            with directory.worker_log.open("ab") as output:
+                supervision.process = subprocess.Popen(
+                    [sys.executable, "-m", "services.trainer.worker", str(directory.path), "--lock", str(lock)],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(lock,),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(lock)
+        self._logger.info("started a worker", extra={"job": supervision.job.name, "pid": supervision.process.pid})
+
+    def _change_state(self, supervision: Supervision, state: pb.JobState.ValueType, message: str) -> None:
+        with supervision.writing() as log:
+            log.append(pb.JobEvent(state_change=pb.StateChange(state=state, message=message)))
+        supervision.restart_at = None
+        self._refresh(supervision)
+
+    def _refresh(self, supervision: Supervision) -> None:
+        """Fold what is new, and save it when the state changed or the row lags far behind."""
+        before = supervision.job.state
+        is_news = supervision.refresh()
+        is_late = self._clock() - supervision.saved_at >= SAVE_INTERVAL_S
+        if supervision.job.state != before or (is_news and is_late):
+            self._store.update(supervision.job)
+            supervision.saved_at = self._clock()
+        if supervision.job.state in TERMINAL:
+            self._leaving.extend(supervision.detach())
+            self._living.pop(supervision.job.name, None)

@@ -1,0 +1,190 @@
+"""Drives a Training from its newest checkpoint to its last step: events, evaluations, samples, checkpoints, commands.
+
+A resumed run repeats the steps after its checkpoint. They are the same to the last bit, so what the job's events
+already hold is not written again: each kind of event is written for a step at most once, in the order of steps. A
+repeated step whose loss differs from the one in the events means another environment; that is said once, in the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable
+
+import numpy as np
+import psutil
+import torch
+
+from octavo.formats.checkpoint import Checkpoint, CheckpointFolder
+from octavo.formats.tokenizer import Tokenizer
+from octavo.v1 import trainer_pb2 as pb
+from services.trainer.control import Control
+from services.trainer.events import EventLog, now
+from services.trainer.loop import Training
+from services.trainer.progress import ProgressReporter
+
+
+class TrainingPhase:
+    """The training of one job in one worker. `past` are the job's events so far."""
+
+    def __init__(
+        self,
+        training: Training,
+        *,
+        tokenizer: Tokenizer,
+        prompt: list[int],
+        folder: CheckpointFolder,
+        log: EventLog,
+        control: Control,
+        past: Iterable[pb.JobEvent],
+    ) -> None:
+        self._training = training
+        self._spec = training.spec
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self._folder = folder
+        self._log = log
+        self._control = control
+        self._past = _Past(past)
+        self._process = psutil.Process()
+        self._said_deviation = False
+
+    @property
+    def best(self) -> pb.Evaluation | None:
+        """The evaluation with the lowest validation loss."""
+        return min(self._past.evaluations.values(), key=lambda one: (one.validation_loss, one.step), default=None)
+
+    def evaluation(self, step: int) -> pb.Evaluation:
+        """The evaluation that was made after `step`."""
+        return self._past.evaluations[step]
+
+    def run(self, start: Checkpoint | None, progress: ProgressReporter) -> None:
+        """Train from `start` to the last step, which is evaluated and saved. Raises Leaving where it has to stop."""
+        step = 0
+        if start is not None:
+            step = start.entry.step
+            self.load(start)
+        self._heed(step)
+        while step < self._spec.steps:
+            step += 1
+            self._train(step)
+            self._look(step)
+            self._heed(step)
+            progress.step(step, self._spec.steps, step * self._training.tokens_per_step)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take over the state of a checkpoint."""
+        # Copied into the run's own tensors; torch only warns that the mapped arrays cannot be written.
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in checkpoint.tensors.items()}
+        self._training.load_state_dict(tensors)
+
+    def _train(self, step: int) -> None:
+        self._training.learning_rate_factor = self._control.learning_rate_scale(step - 1)
+        metric = self._training.step(step)
+        known = self._past.losses.get(step)
+        if known is None:
+            metric.memory_bytes = self._memory_bytes()
+            self._log.append(pb.JobEvent(metric=metric))
+            self._past.losses[step] = metric.loss
+        elif known != metric.loss and not self._said_deviation:
+            self._said_deviation = True
+            self._log.log(
+                pb.LOG_SEVERITY_WARNING,
+                f"step {step}, done again, has the loss {metric.loss!r}, not {known!r} as before: this environment "
+                "does not compute the same bits, so from here on the weights are not those of an unbroken run",
+                step,
+            )
+
+    def _look(self, step: int) -> None:
+        """Evaluate, sample and save where this step calls for it."""
+        is_last = step == self._spec.steps
+        interval = self._spec.evaluation_interval_steps
+        is_best = False
+        if is_last or (interval and step % interval == 0):
+            is_best = self._evaluate(step, interval)
+            self._sample(step)
+        every = self._spec.checkpoints.interval_steps
+        if is_last or (every and step % every == 0) or (is_best and self._spec.checkpoints.keep_best):
+            self.save(step)
+
+    def _evaluate(self, step: int, interval: int) -> bool:
+        """Whether this is the best evaluation so far."""
+        evaluation = self._past.evaluations.get(step)
+        if evaluation is None:
+            evaluation = self._training.evaluate(step)
+            since = (step - 1) // interval * interval if interval else 0
+            losses = [self._past.losses[one] for one in range(since + 1, step + 1) if one in self._past.losses]
+            evaluation.training_loss = math.fsum(losses) / max(1, len(losses))
+            self._log.append(pb.JobEvent(evaluation=evaluation))
+            self._past.evaluations[step] = evaluation
+        best = self.best
+        return best is not None and best.step == step
+
+    def _sample(self, step: int) -> None:
+        length = self._spec.sample.length
+        if not length or step in self._past.samples:
+            return
+        seed = int.from_bytes(hashlib.sha256(f"{self._spec.seed} {step}".encode()).digest()[:7])
+        ids = self._training.sample(
+            self._prompt,
+            max_tokens=length,
+            temperature=self._spec.sample.temperature,
+            seed=seed,
+        )
+        prompt, text = self._tokenizer.decode(self._prompt), self._tokenizer.decode(ids)
+        self._log.append(pb.JobEvent(sample=pb.SampleText(step=step, prompt=prompt, text=text)))
+        self._past.samples.add(step)
+
+    def save(self, step: int) -> None:
+        """Make the state after `step` durable, the events up to it first."""
+        start = time.perf_counter()
+        self._log.sync()
+        tensors = {name: tensor.numpy() for name, tensor in self._training.state_dict().items()}
+        entry = self._folder.write(step, tensors, {"specification": specification_digest(self._spec)})
+        best = self.best
+        self._folder.retain(
+            self._spec.checkpoints.keep_latest,
+            keep_steps={best.step} if best is not None and self._spec.checkpoints.keep_best else (),
+        )
+        if step in self._past.checkpoints:
+            return
+        self._past.checkpoints.add(step)
+        checkpoint = pb.Checkpoint(step=step, digest=entry.digest, size_bytes=entry.size_bytes, create_time=now())
+        if step in self._past.evaluations:
+            checkpoint.validation_loss = self._past.evaluations[step].validation_loss
+        checkpoint.duration.FromNanoseconds(int((time.perf_counter() - start) * 1e9))
+        self._log.append(pb.JobEvent(checkpoint=checkpoint))
+
+    def _heed(self, step: int) -> None:
+        self._control.heed(step, lambda: self.save(step))
+
+    def _memory_bytes(self) -> int:
+        if self._spec.device.startswith("cuda"):
+            return int(torch.cuda.max_memory_allocated(self._spec.device))
+        return int(self._process.memory_info().rss)
+
+
+class _Past:
+    """What of a job's events must not be written twice."""
+
+    def __init__(self, events: Iterable[pb.JobEvent]) -> None:
+        self.losses: dict[int, float] = {}
+        self.evaluations: dict[int, pb.Evaluation] = {}
+        self.samples: set[int] = set()
+        self.checkpoints: set[int] = set()
+        for event in events:
+            match event.WhichOneof("event"):
+                case "metric":
+                    self.losses[event.metric.step] = event.metric.loss
+                case "evaluation":
+                    self.evaluations[event.evaluation.step] = event.evaluation
+                case "sample":
+                    self.samples.add(event.sample.step)
+                case "checkpoint":
+                    self.checkpoints.add(event.checkpoint.step)
+
+
+def specification_digest(spec: pb.TrainSpec) -> str:
+    """`sha256:…` of a resolved spec."""
+    return f"sha256:{hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()}"

@@ -1,0 +1,106 @@
+"""The process of one job: `python -m services.trainer.worker DIRECTORY`. Runs the job's pipeline to its end.
+
+Holds the job's lock for as long as it lives, writes its events, hears its commands. Whatever happens is an event;
+tracebacks go to standard error, which the supervisor keeps as worker.log beside the events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from octavo.errors import Internal, OctavoError, ResourceExhausted
+from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
+from services.trainer.control import Control, Leaving
+from services.trainer.events import TERMINAL, EventLog, EventReader
+from services.trainer.history import fold
+from services.trainer.job_directory import JobDirectory
+from services.trainer.supervision import EXIT_PREEMPTED
+
+# Another process is at work in the directory: sysexits.h EX_CANTCREAT.
+EXIT_TAKEN = 73
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job in a directory; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m services.trainer.worker", description="Run one job.")
+    parser.add_argument("directory", type=Path, help="the job's directory")
+    parser.add_argument("--lock", type=int, help="the descriptor of the job's lock, when it is inherited")
+    options = parser.parse_args(arguments)
+    directory = JobDirectory(options.directory)
+    lock = options.lock if options.lock is not None else directory.try_lock()
+    if lock is None:
+        print(f"another process is at work in {options.directory}", file=sys.stderr)
+        return EXIT_TAKEN
+    os.set_inheritable(lock, False)
+    directory.note_pid(lock)
+    return work(directory)
+
+
+def work(directory: JobDirectory) -> int:
+    """Run the job from where its events leave it; returns the exit status. The caller holds the job's lock."""
+    past = EventReader(directory.path).read_all()
+    job = directory.read_job()
+    for event in past:
+        fold(job, event)
+    if job.state in TERMINAL:
+        return 0
+    attempt = job.attempt_count + 1
+    with EventLog(directory.path, attempt) as log:
+        try:
+            control = Control(directory.path, log, past)
+            control.hear_signals()
+            # Imported here: loading torch takes seconds, in which the lock is already held and signals are heard.
+            from services.trainer.pipeline import Pipeline
+
+            Pipeline(directory, job, past, log, control).run(attempt)
+            change = pb.StateChange(state=pb.JOB_STATE_SUCCEEDED, message="everything is registered")
+        except Leaving as leaving:
+            if leaving.state is None:
+                log.log(pb.LOG_SEVERITY_INFO, str(leaving))
+                return EXIT_PREEMPTED
+            change = pb.StateChange(state=leaving.state, message=str(leaving))
+        except Exception as error:
+            traceback.print_exc()
+            change = failure(error, directory)
+        log.append(pb.JobEvent(state_change=change))
+    return 0
+
+
+def failure(error: Exception, directory: JobDirectory) -> pb.StateChange:
+    """The change of state for an error: what people can do about it, without a traceback."""
+    status = _understood(error, directory).to_status()
+    return pb.StateChange(state=pb.JOB_STATE_FAILED, error=status, message=status.message)
+
+
+def _understood(error: Exception, directory: JobDirectory) -> OctavoError:
+    if isinstance(error, OctavoError):
+        return error
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return ResourceExhausted(
+            Reason.REASON_DISK_FULL, f"no room is left in {directory.path}: free some and create the job again"
+        )
+    # torch.cuda.OutOfMemoryError and the CPU allocator's RuntimeError say so in words only.
+    if isinstance(error, MemoryError) or any(
+        words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory")
+    ):
+        return ResourceExhausted(
+            Reason.REASON_OUT_OF_MEMORY,
+            "the spec does not fit the memory of this machine; set train.microbatch_size to half of what the plan "
+            "says: the gradients stay the same",
+        )
+    return Internal(
+        Reason.REASON_INTERNAL,
+        f"a defect of the trainer; {directory.worker_log} on its machine has the details",
+        kind=type(error).__name__,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
