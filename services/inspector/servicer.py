@@ -20,6 +20,7 @@ from services.inspector.reader import Budget
 from services.inspector.settings import InspectorSettings
 from services.inspector.system import SystemProbe
 from services.inspector.tensor_list import list_tensors
+from services.inspector.value_questions import get_statistics, read_tensor
 
 Answer = TypeVar("Answer")
 
@@ -48,6 +49,18 @@ class InspectorServicer(Contract):
         budget = Budget(self._settings.header_read_limit_bytes)
         contents = await self._open(request.artifact, budget)
         return await self._work(budget, lambda: list_tensors(contents, request))
+
+    async def GetTensorStatistics(
+        self, request: pb.GetTensorStatisticsRequest, context: Any
+    ) -> pb.GetTensorStatisticsResponse:
+        budget = Budget(self._settings.value_read_limit_bytes)
+        contents = await self._open(request.artifact, budget)
+        return await self._work(budget, lambda: get_statistics(contents, request))
+
+    async def ReadTensor(self, request: pb.ReadTensorRequest, context: Any) -> pb.ReadTensorResponse:
+        budget = Budget(self._settings.value_read_limit_bytes)
+        contents = await self._open(request.artifact, budget)
+        return await self._work(budget, lambda: read_tensor(contents, request))
 
     async def DiagnoseSystem(self, request: pb.DiagnoseSystemRequest, context: Any) -> pb.SystemDiagnosis:
         return await self._work(Budget(0), self._system.diagnose)
