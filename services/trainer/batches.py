@@ -64,8 +64,12 @@ class Batches:
     def _starts_of_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
         # Philox is counter-based: any epoch is reached without drawing those before (Salmon et al. 2011).
         stream = np.random.Generator(
-            np.random.Philox(key=[self._seed & (1 << 64) - 1, _WINDOWS_STREAM], counter=[0, 0, epoch, 0])
+            np.random.Philox(key=_words(self._seed & (1 << 64) - 1, _WINDOWS_STREAM), counter=_words(0, 0, epoch, 0))
         )
         slack = len(self._tokens) - 1 - self.windows_per_epoch * self._length
         phase = int(stream.integers(0, min(slack, self._length - 1) + 1))
         return phase + stream.permutation(self.windows_per_epoch) * self._length
+
+
+def _words(*values: int) -> npt.NDArray[np.uint64]:
+    return np.array(values, dtype=np.uint64)

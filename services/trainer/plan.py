@@ -27,9 +27,8 @@ _PROCESS_BYTES = 400 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class TextFacts:
-    """How much text there is: UTF-8 bytes, tokens of the training and validation parts, their vocabulary."""
+    """How much text there is: tokens of the training and validation parts and the vocabulary that made them."""
 
-    size_bytes: int
     train_tokens: int
     validation_tokens: int
     vocab_size: int
@@ -38,20 +37,20 @@ class TextFacts:
 def estimate_text(size_bytes: int, spec: pb.TrainSpec) -> TextFacts:
     """What a text of `size_bytes` will come to, before there is a tokenizer; `resolve` it again when there is one.
 
-    English has about 1 byte a character, 90 different ones, and 4 bytes a token of a trained vocabulary
-    (2.7 at 1024 entries).
+    English has about 1 byte a character and 90 different ones; a trained vocabulary of 1024 entries takes about
+    2 bytes a token, one of 16,384 about 4.
     """
-    tokenizer = _tokenizer(spec.tokenizer, size_bytes)
+    tokenizer = resolve_tokenizer(spec.tokenizer, size_bytes)
     fraction = spec.validation_fraction if spec.HasField("validation_fraction") else recipe.DEFAULT_VALIDATION_FRACTION
     is_character = tokenizer.kind == pb.TOKENIZER_KIND_CHARACTER
-    bytes_per_token = 1.0 if is_character else 1.0 + 0.25 * math.log2(max(1.0, tokenizer.vocab_size / 256)) * 3
+    bytes_per_token = 1.0 if is_character else 1.0 + 0.5 * math.log2(max(1.0, tokenizer.vocab_size / 256))
     tokens = int(size_bytes / bytes_per_token)
     train = int(tokens * (1 - fraction))
     vocab_size = 96 if is_character else tokenizer.vocab_size
-    return TextFacts(size_bytes=size_bytes, train_tokens=train, validation_tokens=tokens - train, vocab_size=vocab_size)
+    return TextFacts(train_tokens=train, validation_tokens=tokens - train, vocab_size=vocab_size)
 
 
-def _tokenizer(asked: pb.TokenizerSpec, size_bytes: int) -> pb.TokenizerSpec:
+def resolve_tokenizer(asked: pb.TokenizerSpec, size_bytes: int) -> pb.TokenizerSpec:
     """Kind and vocabulary for a text of `size_bytes`: characters below 4 MiB, else BPE with 1024 to 16,384 entries."""
     tokenizer = pb.TokenizerSpec()
     tokenizer.CopyFrom(asked)
@@ -66,7 +65,7 @@ def _tokenizer(asked: pb.TokenizerSpec, size_bytes: int) -> pb.TokenizerSpec:
 def resolve(
     spec: pb.TrainSpec, text: TextFacts, machine: Machine, *, step_s: float | None = None, spent_s: float = 0.0
 ) -> pb.TrainSpec:
-    """The spec with every field set; what was set stays.
+    """The spec, its tokenizer already resolved, with every other field set; what was set stays.
 
     A time budget stays one until `step_s`, the measured duration of a step, turns what is left of it after `spent_s`
     into `steps`: once, so that the schedule ends with the budget and a resumed run repeats it. InvalidArgument names
@@ -82,7 +81,6 @@ def resolve(
         full.threads = machine.threads
     if not full.precision:
         full.precision = pb.TRAINING_PRECISION_BF16 if machine.has_bf16 else pb.TRAINING_PRECISION_FP32
-    full.tokenizer.CopyFrom(_tokenizer(spec.tokenizer, text.size_bytes))
     architecture = _fill_architecture(full, text)
     _fill_batch(full, architecture, text)
     _fill_stop(full, architecture, text, step_s, spent_s)
