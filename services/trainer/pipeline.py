@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from octavo.client import Client
 from octavo.errors import FailedPrecondition, InvalidArgument
 from octavo.formats.checkpoint import Checkpoint, CheckpointFolder
 from octavo.v1 import datasets_pb2, registry_pb2
@@ -103,12 +102,7 @@ class Pipeline:
         return cache.prepare(wanted, self._download, self._say_preparing)
 
     def _download(self, blob: str, path: Path) -> None:
-        digest = blob.removeprefix("blobs/")
-
-        def act(client: Client) -> None:
-            client.download(digest, path)
-
-        self._link.call(act)
+        self._link.call(lambda client: client.download(blob, path))
 
     def _say_preparing(self, message: str) -> None:
         self._heed()

@@ -19,9 +19,9 @@ from services.trainer.plan import TextFacts, estimate_text, plan, resolve_tokeni
 DETECT_TIMEOUT_S: Final = 60.0
 
 _DETECT: Final = """
-import json, sys
+import dataclasses, json, sys
 from services.trainer.machine import Machine
-print(json.dumps(asdict(Machine.detect(threads=int(sys.argv[1])))))
+print(json.dumps(dataclasses.asdict(Machine.detect(threads=int(sys.argv[1])))))
 """
 
 
