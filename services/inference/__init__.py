@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import grpc
 
 from octavo.addresses import Addresses
-from octavo.client import AsyncClient
+from octavo.client import AsyncClient, transfer
 from octavo.serving import Service, Telemetry
 from octavo.v1 import inference_pb2_grpc
 from services.inference.bundle_cache import BundleCache
@@ -76,7 +77,9 @@ class _Program:
         return Deployments(
             client=client,
             roster=self._roster,
-            bundles=BundleCache(self._settings.data_dir / "inference" / "bundles", client.download),
+            bundles=BundleCache(
+                self._settings.data_dir / "inference" / "bundles", partial(transfer.download, client.blobs)
+            ),
             loader=Loader(self._settings, courier, self._telemetry.logger),
             telemetry=self._telemetry,
             drain_s=self._settings.drain_s,

@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from octavo.formats.manifest import FileEntry, Manifest
 from octavo.v1.registry_pb2 import Version
 
 Fetch = Callable[[str, Path], Awaitable[object]]
-"""Writes the blob of a digest (`sha256:…`) to a path, verified."""
+"""Writes a blob, `blobs/sha256:…`, to a path, verified; goes on where an earlier attempt broke off."""
 
 
 class BundleCache:
@@ -34,24 +33,20 @@ class BundleCache:
             await self._download(manifest, target)
         return target
 
-    def keep_only(self, digests: set[str]) -> None:
+    def keep_only(self, directories: set[Path]) -> None:
         """Removes the files of all other versions, and what broken downloads left."""
-        names = {digest.removeprefix("sha256:") for digest in digests}
         for path in self._root.iterdir() if self._root.is_dir() else ():
-            if path.name not in names:
+            if path not in directories:
                 shutil.rmtree(path, ignore_errors=True)
 
     async def _download(self, manifest: Manifest, target: Path) -> None:
-        staging = self._root / f".{target.name}.{uuid.uuid4().hex}"
-        try:
-            for entry in manifest.files:
-                path = staging / entry.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                await self._fetch(entry.digest, path)
-            await asyncio.to_thread(manifest.verify, staging)
-            await asyncio.to_thread(_replace, staging, target)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
+        staging = self._root / f".{target.name}"
+        for entry in manifest.files:
+            path = staging / entry.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            await self._fetch(f"blobs/{entry.digest}", path)
+        await asyncio.to_thread(manifest.verify, staging)
+        await asyncio.to_thread(_replace, staging, target)
 
 
 def _is_intact(manifest: Manifest, directory: Path) -> bool:

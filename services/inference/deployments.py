@@ -31,6 +31,7 @@ from services.inference.served_model import Key, ServedModel
 
 RETRY_S = 1.0
 """How long to wait before asking again a registry that did not answer, in seconds."""
+MESSAGE_CHARACTERS = 2000
 CHECK_S = 1.0
 """How often engines are looked after, in seconds."""
 
@@ -173,7 +174,7 @@ class Deployments:
             server=self._server,
             revision=deployment.revision,
             state=state,
-            message=message,
+            message=message[:MESSAGE_CHARACTERS],
             serving_versions=[target.key.version for target in self._roster.routes.get(name, ())],
         )
         if self._statuses.get(name) != status:
@@ -194,6 +195,10 @@ class Deployments:
         await served.drain(self._drain_s)
         self._roster.draining.remove(served)
         self._logger.info("unloaded", extra={"version": served.key.version})
+        async with self._loading:  # not while a download is under way
+            models = [*self._roster.models.values(), *self._roster.draining]
+            directories = {model.loaded.directory for model in models if model.loaded}
+            await asyncio.to_thread(self._bundles.keep_only, directories)
 
     async def _load(self, served: ServedModel) -> None:
         while self._roster.models.get(served.key) is served:

@@ -58,6 +58,7 @@ class Loader:
         )
         engine.start()
         return LoadedModel(
+            directory=directory,
             architecture=architecture,
             tokenizer=bundle.tokenizer,
             engine=engine,

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 NUCLEUS = 256
 """Candidates that top-p sorts first; it sorts the whole vocabulary only where these do not reach the mass."""
 
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -29,103 +32,136 @@ class Sampling:
     seed: int = 0
     stream: int = 0
 
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
     def draws(self, count: int) -> NDArray[np.float64]:
         """The first `count` numbers of the stream, each in [0, 1)."""
         return np.random.Generator(np.random.Philox(key=[self.seed, self.stream])).random(count)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run of rows asks for, worked out once until one of them changes.
+
+    `drawing` are the rows that draw, counted from the first of the run, None for all of them; everything else is in
+    their order. `sharpness` is 1 / temperature, [m, 1]; `top_k` groups them by k; None where nobody asks for it.
+    """
+
+    drawing: Rows | None
+    slots: Rows
+    sharpness: Floats
+    top_k: tuple[tuple[int, Rows], ...]
+    min_p: Floats | None
+    top_p: NDArray[np.float64] | None
+
+
 class Sampler:
-    """The settings and streams of all rows, kept as arrays [slots]."""
+    """The settings and streams of all rows; `capacity` is the most tokens that any of them generates."""
 
     def __init__(self, *, slots: int, capacity: int) -> None:
-        self._sharpness = np.zeros(slots, np.float32)  # 1 / temperature; 0 stands for greedy
-        self._top_k = np.zeros(slots, np.int64)
-        self._top_p = np.ones(slots, np.float64)
-        self._min_p = np.zeros(slots, np.float32)
+        self._settings = [Sampling(temperature=0)] * slots
         self._draws = np.zeros((slots, capacity), np.float64)
         self._drawn = np.zeros(slots, np.int64)
-        self._is_greedy = [True] * slots
+        self._plans: dict[tuple[int, int], Plan | None] = {}
 
     def place(self, row: int, sampling: Sampling, count: int) -> None:
         """Makes `row` sample like this, for at most `count` tokens."""
-        self._is_greedy[row] = sampling.temperature == 0
-        if sampling.temperature == 0:
-            self._sharpness[row] = 0
-            return
-        # Beyond 1e6, differences of 1e-5 between logits already decide: float32 has no finer ones.
-        self._sharpness[row] = min(1 / sampling.temperature, 1e6)
-        self._top_k[row] = sampling.top_k
-        self._top_p[row] = sampling.top_p
-        self._min_p[row] = sampling.min_p
-        self._draws[row, :count] = sampling.draws(count)
-        self._drawn[row] = 0
+        self._settings[row] = sampling
+        self._plans.clear()
+        if not sampling.is_greedy:
+            self._draws[row, :count] = sampling.draws(count)
+            self._drawn[row] = 0
 
     def move(self, source: int, target: int) -> None:
         """Makes row `target` what row `source` is."""
-        self._is_greedy[target] = self._is_greedy[source]
-        for settings in (self._sharpness, self._top_k, self._top_p, self._min_p, self._draws, self._drawn):
-            settings[target] = settings[source]
+        self._settings[target] = self._settings[source]
+        self._draws[target] = self._draws[source]
+        self._drawn[target] = self._drawn[source]
+        self._plans.clear()
 
-    def sample(self, logits: NDArray[np.float32], first_row: int = 0) -> NDArray[np.int64]:
+    def sample(self, logits: Floats, first_row: int = 0) -> Rows:
         """The next token [n] of the rows from `first_row`, given their logits [n, vocab]; -1 where these are NaN."""
-        rows = slice(first_row, first_row + len(logits))
-        tokens: NDArray[np.int64] = logits.argmax(axis=1)
-        best = logits[np.arange(len(logits)), tokens]
-        if np.isnan(best.sum()):
-            tokens = np.where(np.isnan(best), -1, tokens)
-        if not all(self._is_greedy[rows]):
-            self._draw(logits, best, rows, tokens)
-        return tokens
+        run = (first_row, len(logits))
+        if run not in self._plans:
+            self._plans[run] = self._planned(*run)
+        plan = self._plans[run]
+        if plan is None:
+            tokens: Rows = logits.argmax(axis=1)
+        elif plan.drawing is None:
+            tokens = self._drawn_tokens(logits, plan)
+        else:
+            tokens = logits.argmax(axis=1)
+            tokens[plan.drawing] = self._drawn_tokens(logits[plan.drawing], plan)
+        best = logits.max(axis=1)
+        return np.where(np.isnan(best), -1, tokens) if np.isnan(best.sum()) else tokens
 
-    def _draw(
-        self, logits: NDArray[np.float32], best: NDArray[np.float32], rows: slice, tokens: NDArray[np.int64]
-    ) -> None:
-        """Replaces the tokens of those rows that are not greedy, and steps their streams."""
-        chosen = np.flatnonzero((self._sharpness[rows] > 0) & (tokens >= 0))
-        index = chosen + rows.start
-        scaled = (logits[chosen] - best[chosen, None]) * self._sharpness[index, None]
-        _keep_top_k(scaled, self._top_k[index])
-        weights = np.exp(scaled)  # the best one weighs 1
-        weights[weights < self._min_p[index, None]] = 0
-        _keep_top_p(weights, self._top_p[index])
+    def _planned(self, first_row: int, count: int) -> Plan | None:
+        """None where every row is greedy."""
+        settings = self._settings[first_row : first_row + count]
+        drawing = np.array([row for row, sampling in enumerate(settings) if not sampling.is_greedy], np.int64)
+        if not len(drawing):
+            return None
+        chosen = [settings[row] for row in drawing]
+        # Beyond 1e6, differences of 1e-5 between logits already decide: float32 has no finer ones.
+        sharpness = [min(1 / sampling.temperature, 1e6) for sampling in chosen]
+        ks = np.array([sampling.top_k for sampling in chosen])
+        min_p = np.array([sampling.min_p for sampling in chosen], np.float32)
+        top_p = np.array([sampling.top_p for sampling in chosen], np.float64)
+        return Plan(
+            drawing=None if len(drawing) == count else drawing,
+            slots=drawing + first_row,
+            sharpness=np.array(sharpness, np.float32)[:, None],
+            top_k=tuple((k, np.flatnonzero(ks == k)) for k in sorted(set(ks.tolist())) if k),
+            min_p=min_p[:, None] if min_p.any() else None,
+            top_p=top_p if (top_p < 1).any() else None,
+        )
+
+    def _drawn_tokens(self, logits: Floats, plan: Plan) -> Rows:
+        """One draw for each row of `logits` [m, vocab], which steps its stream."""
+        scaled = logits - logits.max(axis=1, keepdims=True)
+        scaled *= plan.sharpness
+        for k, rows in plan.top_k:
+            _keep_top_k(scaled, k, rows)
+        weights = np.exp(scaled, out=scaled)  # the best one weighs 1
+        if plan.min_p is not None:
+            weights[weights < plan.min_p] = 0
+        if plan.top_p is not None:
+            _keep_top_p(weights, plan.top_p)
         mass = weights.cumsum(axis=1, dtype=np.float64)
         total = mass[:, -1]
-        aim = self._draws[index, self._drawn[index]] * total
+        aim = self._draws[plan.slots, self._drawn[plan.slots]] * total
+        self._drawn[plan.slots] += 1
         # Rounding may lift the product to the total itself, which no token reaches.
         aim = np.minimum(aim, np.nextafter(total, 0))
-        tokens[chosen] = (mass > aim[:, None]).argmax(axis=1)
-        self._drawn[index] += 1
+        tokens: Rows = (mass > aim[:, None]).argmax(axis=1)
+        return tokens
 
 
-def _keep_top_k(scaled: NDArray[np.float32], top_k: NDArray[np.int64]) -> None:
-    """Excludes, in place, what is smaller than the row's k-th largest; ties with it stay."""
+def _keep_top_k(scaled: Floats, k: int, rows: Rows) -> None:
+    """Excludes, in place, what is smaller than a row's k-th largest; ties with it stay."""
     vocab = scaled.shape[1]
-    for k in set(top_k.tolist()):
-        if 0 < k < vocab:
-            rows = np.flatnonzero(top_k == k)
-            least = np.partition(scaled[rows], vocab - k, axis=1)[:, vocab - k]
-            scaled[rows] = np.where(scaled[rows] < least[:, None], -np.inf, scaled[rows])
+    if k < vocab:
+        chosen = scaled if len(rows) == len(scaled) else scaled[rows]
+        least = np.partition(chosen, vocab - k, axis=1)[:, vocab - k, None]
+        chosen[chosen < least] = -np.inf
+        if chosen is not scaled:
+            scaled[rows] = chosen
 
 
-def _keep_top_p(weights: NDArray[np.float32], top_p: NDArray[np.float64]) -> None:
-    """Sets to zero, in place, all but the fewest largest weights that together have the share `top_p` of the row."""
-    for row in np.flatnonzero(top_p < 1).tolist():
-        share = top_p[row] * weights[row].sum(dtype=np.float64)
-        kept = _nucleus(weights[row], share, min(NUCLEUS, weights.shape[1]))
-        if kept is None:
-            kept = _nucleus(weights[row], share, weights.shape[1])
-        if kept is not None:
-            values = weights[row, kept]
-            weights[row] = 0
-            weights[row, kept] = values
-
-
-def _nucleus(weights: NDArray[np.float32], share: float, count: int) -> NDArray[np.int64] | None:
-    """The fewest largest of `weights` [vocab] that sum to `share`, among the `count` largest; None if all do not."""
-    vocab = len(weights)
-    candidates = (
-        np.sort(np.argpartition(weights, vocab - count)[vocab - count :]) if count < vocab else np.arange(vocab)
-    )
-    order = candidates[np.argsort(-weights[candidates], kind="stable")]
-    reached = np.flatnonzero(weights[order].cumsum(dtype=np.float64) >= share)
-    return order[: int(reached[0]) + 1] if len(reached) else None
+def _keep_top_p(weights: Floats, top_p: NDArray[np.float64]) -> None:
+    """Sets to zero, in place, what the fewest largest weights with the share `top_p` [m] do not need; ties stay."""
+    share = np.where(top_p < 1, top_p * weights.sum(axis=1, dtype=np.float64), np.inf)
+    least = np.zeros(len(weights), np.float32)
+    vocab = weights.shape[1]
+    open_rows = np.flatnonzero(top_p < 1)
+    for count in sorted({min(NUCLEUS, vocab), vocab}):
+        chosen = weights[open_rows]
+        largest = chosen if count == vocab else np.partition(chosen, vocab - count, axis=1)[:, vocab - count :]
+        descending = np.sort(largest, axis=1)[:, ::-1]
+        has_share = descending.cumsum(axis=1, dtype=np.float64) >= share[open_rows, None]
+        reached = has_share[:, -1]
+        least[open_rows] = np.where(reached, descending[np.arange(len(chosen)), has_share.argmax(axis=1)], 0)
+        open_rows = open_rows[~reached]
+    weights[weights < least[:, None]] = 0

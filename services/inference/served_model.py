@@ -67,6 +67,7 @@ def precision_word(precision: Precision.ValueType) -> str:
 class LoadedModel:
     """What a bundle became: everything that answering takes. `capacity` in tokens, prompt and completion together."""
 
+    directory: Path
     architecture: Architecture
     tokenizer: Tokenizer
     engine: Engine
