@@ -160,6 +160,10 @@ def _is_plain_rope(value: Any) -> bool:
     return bool(value.get("rope_type", value.get("type", "default")) == "default" and partial == 1.0)
 
 
+def _is_full_attention(value: Any) -> bool:
+    return isinstance(value, list) and all(kind == "full_attention" for kind in value)
+
+
 # What a config may say only in this way, because neither our graphs nor our trainer compute the other way.
 _Check = tuple[str, Callable[[Any], bool], str]
 _GPT2_FIXED: Final[tuple[_Check, ...]] = (
@@ -173,7 +177,7 @@ _LLAMA_FIXED: Final[tuple[_Check, ...]] = (
     ("attention_bias", lambda v: v in (None, False), "false"),
     ("mlp_bias", lambda v: v in (None, False), "false"),
     ("use_sliding_window", lambda v: v in (None, False), "false"),
-    ("layer_types", lambda v: v is None or set(v) == {"full_attention"}, 'all "full_attention"'),
+    ("layer_types", lambda v: v is None or _is_full_attention(v), 'all "full_attention"'),
     ("rope_scaling", _is_plain_rope, "null"),
     ("rope_parameters", _is_plain_rope, 'rope_type "default" over the whole head'),
     ("partial_rotary_factor", lambda v: v in (None, 1, 1.0), "1.0"),
