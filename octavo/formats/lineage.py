@@ -5,7 +5,6 @@ Knows nothing of jobs or datasets beyond their names and digests.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Final, Self
 
 import octavo
 from octavo.errors import InvalidArgument
+from octavo.formats.bundle import read_json, write_json
 from octavo.formats.manifest import canonical_json, digest_bytes
 from octavo.v1.errors_pb2 import Reason
 
@@ -54,18 +54,17 @@ class Lineage:
             "specification_digest": self.specification_digest,
             "environment_fingerprint": self.environment_fingerprint,
         }
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2, sort_keys=True)
-        (directory / LINEAGE_FILE).write_text(text + "\n", "utf-8")
+        write_json(directory / LINEAGE_FILE, value)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
         """Read lineage.json; InvalidArgument if it is incomplete or its digests are not of its contents."""
         try:
-            value = json.loads((directory / LINEAGE_FILE).read_text("utf-8"))
+            value = read_json(directory / LINEAGE_FILE)
             claimed = (value.pop("specification_digest"), value.pop("environment_fingerprint"))
             datasets = tuple(DatasetDigest(**row) for row in value.pop("datasets"))
             lineage = cls(datasets=datasets, **value)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise _invalid(f"it is not a lineage: {error}") from error
         if claimed != (lineage.specification_digest, lineage.environment_fingerprint):
             raise _invalid("its digests are not those of its contents")
