@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -9,7 +10,7 @@ import grpc
 from google.protobuf.descriptor import FileDescriptor
 
 from octavo.addresses import Addresses
-from octavo.client import channel
+from octavo.client import channel, transfer
 from octavo.client.watch import follow, follow_blocking
 from octavo.v1 import (
     blobs_pb2,
@@ -93,6 +94,20 @@ class AsyncClient:
         """What is inside a model, and inside this machine."""
         return cast("InspectorAsyncStub", self._calls("inspector", inspector_pb2_grpc.InspectorStub))
 
+    async def upload(self, source: Path | bytes, *, progress: transfer.Progress | None = None) -> blobs_pb2.Blob:
+        """Uploads a file or bytes; answers once the registry has them durably. What it has already is not sent."""
+        return await transfer.upload(self.blobs, source, progress=progress)
+
+    async def download(
+        self, name: str, target: Path, *, size_bytes: int | None = None, progress: transfer.Progress | None = None
+    ) -> Path:
+        """Downloads a blob to the file `target`, which appears whole and verified or not at all."""
+        return await transfer.download(self.blobs, name, target, size_bytes=size_bytes, progress=progress)
+
+    async def read(self, name: str, offset: int = 0, length: int = 0) -> bytes:
+        """Reads `length` bytes of a blob from `offset`, all to its end with 0. A whole blob is verified."""
+        return await transfer.read(self.blobs, name, offset, length)
+
     def watch_job(self, name: str, after_sequence: int = 0) -> AsyncIterator[trainer_pb2.JobEvent]:
         """The events of a job, each once and in order, across broken connections, until the job has ended."""
         return follow(
@@ -161,6 +176,20 @@ class Client:
     def inspector(self) -> inspector_pb2_grpc.InspectorStub:
         """What is inside a model, and inside this machine."""
         return cast("inspector_pb2_grpc.InspectorStub", self._calls("inspector", inspector_pb2_grpc.InspectorStub))
+
+    def upload(self, source: Path | bytes, *, progress: transfer.Progress | None = None) -> blobs_pb2.Blob:
+        """Uploads a file or bytes; answers once the registry has them durably. What it has already is not sent."""
+        return transfer.upload_blocking(self.blobs, source, progress=progress)
+
+    def download(
+        self, name: str, target: Path, *, size_bytes: int | None = None, progress: transfer.Progress | None = None
+    ) -> Path:
+        """Downloads a blob to the file `target`, which appears whole and verified or not at all."""
+        return transfer.download_blocking(self.blobs, name, target, size_bytes=size_bytes, progress=progress)
+
+    def read(self, name: str, offset: int = 0, length: int = 0) -> bytes:
+        """Reads `length` bytes of a blob from `offset`, all to its end with 0. A whole blob is verified."""
+        return transfer.read_blocking(self.blobs, name, offset, length)
 
     def watch_job(self, name: str, after_sequence: int = 0) -> Iterator[trainer_pb2.JobEvent]:
         """The events of a job, each once and in order, across broken connections, until the job has ended."""
