@@ -1,10 +1,11 @@
 """The contract as the gateway reads it: descriptors, message classes and comments. Knows nothing of HTTP."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from google.api import annotations_pb2  # noqa: F401  (its extensions must be known before options are parsed)
+from google.api import annotations_pb2, resource_pb2  # noqa: F401  (extensions must be known before options are parsed)
 from google.protobuf import descriptor_pb2, message_factory
 from google.protobuf.descriptor import (
     Descriptor,
@@ -29,10 +30,12 @@ class Contract:
     def __init__(self, files: descriptor_pb2.FileDescriptorSet) -> None:
         self.pool = DescriptorPool()
         self._comments: dict[str, str] = {}
+        self._patterns: list[str] = []
         names: list[str] = []
         for file in files.file:
             self.pool.Add(file)
             self._comments.update(_comments(file))
+            self._patterns += _patterns(file)
             prefix = f"{file.package}." if file.package else ""
             names += [prefix + service.name for service in file.service]
         self.services: tuple[ServiceDescriptor, ...] = tuple(map(self.pool.FindServiceByName, names))
@@ -51,6 +54,11 @@ class Contract:
         for service in self.services:
             yield from service.methods
 
+    def resource_variables(self) -> dict[str, str]:
+        """What one member of a collection is called in resource names: `models` is of `model`."""
+        pairs = (re.findall(r"([^/{}]+)/\{([^}]+)\}", pattern) for pattern in self._patterns)
+        return {collection: variable for found in pairs for collection, variable in found}
+
     def comment(self, full_name: str) -> str:
         """What the proto says above (or behind) a declaration, empty when it says nothing."""
         return self._comments.get(full_name, "")
@@ -65,6 +73,12 @@ def service_name(method: MethodDescriptor) -> str:
 def grpc_path(method: MethodDescriptor) -> str:
     """What gRPC calls a method on the wire: `/package.Service/Method`."""
     return f"/{service_name(method)}/{method.name}"
+
+
+def _patterns(file: descriptor_pb2.FileDescriptorProto) -> list[str]:
+    """The resource name patterns that google.api.resource declares."""
+    options = [message.options for message in file.message_type]
+    return [p for option in options for p in option.Extensions[resource_pb2.resource].pattern]
 
 
 def is_map(field: FieldDescriptor) -> bool:

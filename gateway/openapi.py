@@ -1,7 +1,7 @@
 """The contract as an OpenAPI 3.1 document, from the same descriptors and comments as the routes."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
@@ -34,12 +34,13 @@ def document(contract: Contract, table: RouteTable) -> dict[str, Any]:
     schemas.components["Error"] = _error_schema()
     paths: dict[str, dict[str, Any]] = {}
     identities: dict[str, int] = {}
+    variables = contract.resource_variables()
     services: dict[str, ServiceDescriptor] = {}
     for route in table.routes:
         if not route.is_declared:
             continue
         services[route.method.containing_service.name] = route.method.containing_service
-        path, parameters = _path(route, schemas)
+        path, parameters = _path(route, schemas, variables)
         operation = _operation(route, schemas, parameters)
         count = identities[operation["operationId"]] = identities.get(operation["operationId"], 0) + 1
         if count > 1:
@@ -83,7 +84,7 @@ def _operation(route: Route, schemas: Schemas, parameters: list[Schema]) -> dict
     return operation
 
 
-def _path(route: Route, schemas: Schemas) -> tuple[str, list[Schema]]:
+def _path(route: Route, schemas: Schemas, variables: Mapping[str, str]) -> tuple[str, list[Schema]]:
     """OpenAPI has no variables of several segments: `{name=models/*}` becomes `models/{model}`."""
     template, names = route.template, set[str]()
     parts: list[str] = []
@@ -93,18 +94,18 @@ def _path(route: Route, schemas: Schemas) -> tuple[str, list[Schema]]:
             parts.append(segment)
             continue
         variable = next((v for v in template.variables if v.start <= i < v.stop), None)
-        name = _unique(_parameter_name(template.segments, i, variable), names)
+        name = _unique(_parameter_name(template.segments, i, variable, variables), names)
         parts.append(f"{{{name}}}")
         parameters.append(_path_parameter(name, segment, variable, route.method.input_type, schemas))
     verb = f":{template.verb}" if template.verb else ""
     return f"/{'/'.join(parts)}{verb}", parameters
 
 
-def _parameter_name(segments: tuple[str, ...], at: int, variable: Variable | None) -> str:
+def _parameter_name(segments: tuple[str, ...], at: int, variable: Variable | None, variables: Mapping[str, str]) -> str:
     if variable is None:
         return "segment"
     if variable.is_multi and at > variable.start:
-        return _singular(segments[at - 1])
+        return variables.get(segments[at - 1]) or _singular(segments[at - 1])
     return variable.field_path.rpartition(".")[2]
 
 

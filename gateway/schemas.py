@@ -88,6 +88,9 @@ class Schemas:
             schema["description"] = description
         if fields:
             schema["properties"] = {field.json_name: self.field(field) for field in fields}
+        choices = [[field.json_name for field in oneof.fields] for oneof in descriptor.oneofs if len(oneof.fields) > 1]
+        if choices:
+            schema["x-oneofs"] = choices
         required = [field.json_name for field in fields if is_required(field)]
         if required and not is_partial:
             schema["required"] = required

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -12,9 +11,8 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-import uvicorn
 from google.api import annotations_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_tools import protoc
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -22,10 +20,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from gateway import app
 from gateway.contract import Contract
-from gateway.protocol import BoundedProtocol
 from gateway.settings import GatewaySettings
 from gateway.upstreams import Upstream
 from octavo.serving import ProcessMetrics, Telemetry
+from tests.gateway.live import serving
 
 SERVICE = "shop.v1.Shop"
 
@@ -73,6 +71,7 @@ class Shop:
     metadata: dict[str, Any] = field(default_factory=dict)
     time_left_s: float | None = None
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    ticks: int = 0
     health: Any = None
     address: str = ""
     stop: Callable[[], Awaitable[None]] | None = None
@@ -138,7 +137,8 @@ class Shop:
                     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no more ticks")
                 await asyncio.sleep(request.pause_s)
                 number += 1
-                yield self.message("Tick", sequence=number, text=f"tick {number}\n")
+                self.ticks += 1
+                yield self.message("Tick", sequence=number, text=f"tick {number}\n" + "x" * request.padding_bytes)
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
@@ -193,23 +193,6 @@ async def shop(contract: Contract, message: Callable[..., Any]) -> AsyncIterator
     await server.stop(None)
 
 
-@contextlib.asynccontextmanager
-async def serving(application: Any) -> AsyncIterator[str]:
-    """Runs an application in a real server; yields its URL."""
-    config = uvicorn.Config(application, http=BoundedProtocol, log_level="warning", access_log=False, ws="none")
-    config.timeout_graceful_shutdown = 1
-    server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    task = asyncio.create_task(server._serve([listener]))
-    while not server.started:
-        if task.done():
-            await task
-        await asyncio.sleep(0.005)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    await task
-
-
 @dataclass
 class Gateway:
     """A running gateway: its URL, a client, its spans."""
@@ -243,6 +226,3 @@ def start(contract_path: Path, shop: Shop) -> Start:
 async def gateway(start: Start) -> AsyncIterator[Gateway]:
     async with start() as running:
         yield running
-
-
-__all__ = ["Gateway", "Shop", "Start", "code_pb2"]

@@ -13,11 +13,15 @@ DOUBLE = st.floats()
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 ENUM = st.sampled_from([0, 1, 2, 99])
 NESTED: Any = st.recursive(
-    st.fixed_dictionaries({}, optional={"text": TEXT, "number": INT32, "entries": st.dictionaries(TEXT, TEXT, max_size=2)}),
+    st.fixed_dictionaries(
+        {}, optional={"text": TEXT, "number": INT32, "entries": st.dictionaries(TEXT, TEXT, max_size=2)}
+    ),
     lambda inner: st.fixed_dictionaries({"nested": inner}, optional={"number": INT32}),
     max_leaves=3,
 )
-TIMESTAMP = st.fixed_dictionaries({"seconds": st.integers(-62135596800, 253402300799), "nanos": st.integers(0, 999_999_999)})
+TIMESTAMP = st.fixed_dictionaries(
+    {"seconds": st.integers(-62135596800, 253402300799), "nanos": st.integers(0, 999_999_999)}
+)
 
 FIELDS: dict[str, Any] = {
     "double_value": DOUBLE,

@@ -8,7 +8,9 @@ from gateway.json_reader import JsonReader
 from gateway.violations import Violations
 from tests.gateway.everything import everything
 
-SHARED = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+SHARED = settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 
 
 @pytest.fixture(scope="session")

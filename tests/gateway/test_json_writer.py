@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from gateway.json_writer import JsonWriter
 from tests.gateway.everything import everything
 
-SHARED = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+SHARED = settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +58,14 @@ def test_a_float32_prints_as_the_shortest_decimal_that_reads_back(writer, messag
 
 def test_numbers_that_are_not_finite_are_strings(writer, message) -> None:
     nan, inf = float("nan"), float("inf")
-    tree = written(writer, message("Everything", double_value=nan, repeated_float=[1, -inf], repeated_double=[nan, inf]))
-    assert (tree["doubleValue"], tree["repeatedFloat"], tree["repeatedDouble"]) == ("NaN", [1, "-Infinity"], ["NaN", "Infinity"])
+    tree = written(
+        writer, message("Everything", double_value=nan, repeated_float=[1, -inf], repeated_double=[nan, inf])
+    )
+    assert (tree["doubleValue"], tree["repeatedFloat"], tree["repeatedDouble"]) == (
+        "NaN",
+        [1, "-Infinity"],
+        ["NaN", "Infinity"],
+    )
 
 
 def test_struct_value_list_and_any_keep_their_shape(writer, message) -> None:

@@ -135,7 +135,9 @@ def test_a_query_that_is_no_query_is_refused(raw) -> None:
         parse_query(raw)
 
 
-@pytest.mark.parametrize("path", ["nope", "nested", "repeated_string", "nested.nope", "string_value.x", "repeated_message.text"])
+@pytest.mark.parametrize(
+    "path", ["nope", "nested", "repeated_string", "nested.nope", "string_value.x", "repeated_message.text"]
+)
 def test_a_path_variable_must_lead_to_one_scalar(path, message) -> None:
     with pytest.raises(ValueError, match=path):
         PathField(message("Everything").DESCRIPTOR, path)
