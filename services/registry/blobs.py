@@ -59,18 +59,24 @@ def check_size(blob: Blob, size_bytes: int, field: str) -> None:
         )
 
 
-def add(change: Change, digest: str, size_bytes: int, upload: str) -> Blob:
-    """Notes a blob whose file is in place, and the upload that brought it."""
-    connection = change.connection
-    row = connection.execute(select(BLOBS.c.create_time_ns).where(BLOBS.c.digest == digest)).one_or_none()
-    create_time_ns = change.time_ns if row is None else row.create_time_ns
-    if row is None:
+def add(change: Change, digest: str, size_bytes: int) -> Blob:
+    """Notes a blob whose file is in place."""
+    chosen = select(BLOBS.c.create_time_ns).where(BLOBS.c.digest == digest)
+    create_time_ns = change.connection.execute(chosen).scalar_one_or_none()
+    if create_time_ns is None:
+        create_time_ns = change.time_ns
         values = {"digest": digest, "size_bytes": size_bytes, "create_time_ns": create_time_ns}
-        connection.execute(insert(BLOBS).values(values))
-    expired = UPLOADS.c.time_ns < change.time_ns - _UPLOAD_KEPT_NS
-    connection.execute(delete(UPLOADS).where((UPLOADS.c.upload == upload) | expired))
-    connection.execute(insert(UPLOADS).values(upload=upload, digest=digest, time_ns=change.time_ns))
+        change.connection.execute(insert(BLOBS).values(values))
     return Blob(name=blob_name(digest), size_bytes=size_bytes, create_time=timestamp(create_time_ns))
+
+
+def add_uploaded(change: Change, digest: str, size_bytes: int, upload: str) -> Blob:
+    """Notes a blob whose file is in place, and the upload that brought it."""
+    expired = UPLOADS.c.time_ns < change.time_ns - _UPLOAD_KEPT_NS
+    change.connection.execute(delete(UPLOADS).where((UPLOADS.c.upload == upload) | expired))
+    values = {"upload": upload, "digest": digest, "time_ns": change.time_ns}
+    change.connection.execute(insert(UPLOADS).values(values))
+    return add(change, digest, size_bytes)
 
 
 def find_completed(connection: Connection, files: BlobFiles, upload: str) -> QueryWriteResponse | None:

@@ -1,6 +1,7 @@
 """Datasets and the bytes they are made of: surveys and rows are read in the disk threads, never in a transaction."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
@@ -14,10 +15,13 @@ from octavo.v1.datasets_pb2 import (
     PreviewDatasetResponse,
     ReadRowsRequest,
     ReadRowsResponse,
+    RepairDatasetRequest,
+    RepairDatasetResponse,
     UpdateDatasetRequest,
 )
-from services.registry import blobs, dataset_rows, dataset_survey, datasets, names, pages
+from services.registry import blobs, dataset_repair, dataset_rows, dataset_survey, datasets, names, pages
 from services.registry.blob_files import BlobFiles
+from services.registry.change import Change
 from services.registry.dataset_rows import Position
 from services.registry.dataset_survey import Survey
 from services.registry.names import DatasetName
@@ -71,6 +75,23 @@ class DatasetContent:
             lambda change: datasets.update_dataset(change, request, survey), actor=actor
         )
 
+    async def repair(self, request: RepairDatasetRequest, actor: str) -> RepairDatasetResponse:
+        """Makes the next version without the rows that the request leaves out; none if there are none such."""
+        name = names.dataset_in(request.name)
+        before = await self._transactions.read(lambda connection: datasets.get(connection, DatasetName(name.dataset)))
+        dataset_repair.check(request, before)
+        mended = await self._in_thread(lambda: self._mended(request, before))
+        if mended is None:
+            return RepairDatasetResponse(dataset=before)
+        digest, survey, dropped = mended
+
+        def add(change: Change) -> Dataset:
+            blob = blobs.add(change, digest, survey.statistics.size_bytes)
+            return datasets.add_repaired(change, before, blob.name, survey, dropped)
+
+        after = await self._transactions.write(add, actor=actor)
+        return RepairDatasetResponse(dataset=after, dropped_rows=dropped)
+
     async def read_rows(self, request: ReadRowsRequest) -> ReadRowsResponse:
         """One page of the rows, in order."""
         name = names.dataset_in(request.name)
@@ -98,6 +119,19 @@ class DatasetContent:
                     response_bytes += shown.ByteSize()
                     response.rows.append(shown)
         return response
+
+    def _mended(self, request: RepairDatasetRequest, before: Dataset) -> tuple[str, Survey, Counter[str]] | None:
+        source = self._files.path(names.blob_in(before.blob))
+        self._files.check_room(before.statistics.size_bytes)
+        with self._files.new_file() as new:
+            dropped = dataset_repair.copy_kept(source, new.file, before, request)
+            if not dropped:
+                return None
+            new.file.flush()
+            survey = dataset_survey.survey(new.path, before.format, 0)
+            datasets.check_usable(survey, "name")
+            digest, _ = new.publish()
+        return digest, survey, dropped
 
     async def _survey(self, blob: str, form: DatasetFormat.ValueType, field: str, shown_rows: int = 0) -> Survey:
         digest = names.blob_in(blob, field)

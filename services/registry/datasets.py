@@ -130,12 +130,20 @@ def update_dataset(change: Change, request: UpdateDatasetRequest, survey: Survey
         blob = wanted.blob if "blob" in fields else current.blob
         _add_version(change, dataset, blob, survey)
         facts |= {"from": current.blob, "to": blob}
-    change.connection.execute(
-        update(DATASETS)
-        .where(DATASETS.c.dataset == dataset)
-        .values(changes=DATASETS.c.changes + 1, update_time_ns=change.time_ns)
-    )
+    _touch(change, dataset)
     change.record("dataset.updated", current.name, facts)
+    return get(change.connection, DatasetName(dataset))
+
+
+def add_repaired(change: Change, before: Dataset, blob: str, survey: Survey, dropped: Mapping[str, int]) -> Dataset:
+    """Makes mended content the next version. Aborted if somebody else made one since `before` was read."""
+    dataset = names.dataset_in(before.name).dataset
+    current = get(change.connection, DatasetName(dataset))
+    etags.check(before.etag, current.etag, current.name)
+    _add_version(change, dataset, blob, survey)
+    _touch(change, dataset)
+    facts = {"from": before.blob, "to": blob} | {f"dropped_{why}": str(count) for why, count in dropped.items()}
+    change.record("dataset.repaired", current.name, facts)
     return get(change.connection, DatasetName(dataset))
 
 
@@ -161,6 +169,14 @@ def _add_version(change: Change, dataset: str, blob: str, survey: Survey) -> Non
     )
     newest = update(DATASETS).where(DATASETS.c.dataset == dataset)
     change.connection.execute(newest.values(version=version))
+
+
+def _touch(change: Change, dataset: str) -> None:
+    change.connection.execute(
+        update(DATASETS)
+        .where(DATASETS.c.dataset == dataset)
+        .values(changes=DATASETS.c.changes + 1, update_time_ns=change.time_ns)
+    )
 
 
 def _joined(of_version: Any) -> Any:

@@ -191,6 +191,11 @@ class DatasetsServicer(DatasetsContract):
             lambda change: datasets.delete_dataset(change, request), actor=self._access.actor(context)
         )
 
+    async def RepairDataset(
+        self, request: dataset_messages.RepairDatasetRequest, context: Context
+    ) -> dataset_messages.RepairDatasetResponse:
+        return await self._content.repair(request, self._access.actor(context))
+
     async def ReadRows(
         self, request: dataset_messages.ReadRowsRequest, context: Context
     ) -> dataset_messages.ReadRowsResponse:

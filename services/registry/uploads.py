@@ -169,7 +169,7 @@ class Uploads:
 
     async def _register(self, announced: Announcement, actor: str) -> Blob:
         return await self._transactions.write(
-            lambda change: blobs.add(change, announced.digest, announced.size_bytes, announced.upload),
+            lambda change: blobs.add_uploaded(change, announced.digest, announced.size_bytes, announced.upload),
             actor=actor,
         )
 
