@@ -137,7 +137,7 @@ class LoadedModel:
         """A sequence for the engine. Raises InvalidArgument for stop tokens outside the vocabulary."""
         self.check_ids(np.array(parameters.stop_token_ids, np.int64), "parameters.stop_token_ids")
         room = self.capacity - len(prompt)
-        limit = parameters.max_tokens if parameters.HasField("max_tokens") else room
+        limit = parameters.max_tokens if parameters.HasField("max_tokens") else room + 1
         full, most = FinishReason.FINISH_REASON_CONTEXT_FULL, FinishReason.FINISH_REASON_MAX_TOKENS
         endings = {} if parameters.ignore_eos else dict.fromkeys(self.end_ids, FinishReason.FINISH_REASON_END_OF_TEXT)
         endings |= dict.fromkeys(parameters.stop_token_ids, FinishReason.FINISH_REASON_STOP_TOKEN)

@@ -1,0 +1,178 @@
+"""Small models with random weights, exported, with vectors of this machine; engines over them."""
+
+import asyncio
+import json
+import logging
+from contextlib import AsyncExitStack
+
+import numpy as np
+import pytest
+
+from octavo.addresses import Addresses
+from octavo.client import AsyncClient, transfer
+from octavo.formats.architecture import Architecture
+from octavo.formats.bundle import write_bundle
+from octavo.formats.conformance import Conformance, PrecisionVectors, Vector
+from octavo.formats.tokenizer import Tokenizer
+from octavo.serving import ProcessMetrics, Telemetry, running
+from octavo.v1.deployments_pb2 import (
+    Deployment,
+    DeploymentState,
+    DeploymentTarget,
+    GetDeploymentRequest,
+    Precision,
+    UpdateDeploymentRequest,
+)
+from octavo.v1.registry_pb2 import CreateVersionRequest, File, Version
+from services import inference, registry
+from services.inference.kv_cache import KvCache
+from services.inference.loader import Loader
+from services.inference.outbox import Courier
+from services.inference.rehearsal import Rehearsal
+from services.inference.served_model import Key
+from services.inference.session import Session
+from services.inference.settings import InferenceSettings
+from services.trainer.onnx_export import export_graphs
+
+SYMBOLS = "".join(map(chr, range(32, 96))) + "\n"
+CONTEXT = 96
+
+
+def write_random_bundle(directory, family, seed=0):
+    tokenizer = Tokenizer.train_characters(SYMBOLS, has_end=True)
+    kv_heads = None if family == "gpt2" else 1
+    architecture = Architecture.derive(
+        family, vocab_size=tokenizer.vocab_size, context_length=CONTEXT, width=32, layers=2, heads=2, kv_heads=kv_heads
+    )
+    random = np.random.default_rng(seed)
+    tensors = {
+        name: random.normal(1 if len(size) == 1 and name.endswith("weight") else 0, 0.3, size).astype(np.float32)
+        for name, size in architecture.tensors().items()
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    write_bundle(directory, architecture=architecture, tensors=tensors, tokenizer=tokenizer)
+    graph, _ = export_graphs(directory)
+    rehearsal = Rehearsal(open_session(graph, architecture, slots=1), chunk_tokens=16)
+    prompts = [[1, 2, 3], list(range(40))]
+    answers = [rehearsal.complete(prompt, 6) for prompt in prompts]
+    vectors = tuple(
+        Vector(prompt=tuple(prompt), greedy=tuple(greedy), log_probabilities=tuple(log_probabilities))
+        for prompt, (greedy, log_probabilities) in zip(prompts, answers, strict=True)
+    )
+    Conformance({"fp32": PrecisionVectors(graph=graph.name, tolerance=1e-4, vectors=vectors)}).write(directory)
+    return directory
+
+
+def open_session(graph, architecture, slots, capacity=CONTEXT):
+    cache = KvCache(architecture, slots=slots, capacity=capacity)
+    return Session(graph, cache, vocab_size=architecture.vocab_size, threads=1, allow_spinning=False)
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory):
+    """The bundle of a family, made once."""
+    root = tmp_path_factory.mktemp("bundles")
+    made = {}
+
+    def bundle(family="gpt2", seed=0):
+        if (family, seed) not in made:
+            made[family, seed] = write_random_bundle(root / f"{family}-{seed}", family, seed)
+        return made[family, seed]
+
+    return bundle
+
+
+@pytest.fixture
+def session_over():
+    """Opens a bundle's session."""
+
+    def opened(directory, slots=4):
+        config = Architecture.from_config(json.loads((directory / "config.json").read_text()))
+        return open_session(directory / "model.onnx", config, slots)
+
+    return opened
+
+
+@pytest.fixture
+async def load():
+    """Loads bundles into running engines, and stops them at the end."""
+    loaded = []
+
+    async def loading(directory, version="models/poet/versions/1", **settings):
+        settings = {"slots": 4, "chunk_tokens": 16, "threads": 1, **settings}
+        loader = Loader(
+            InferenceSettings(port=0, **settings), Courier(asyncio.get_running_loop()), logging.getLogger("octavo.test")
+        )
+        model = await asyncio.to_thread(loader.load, directory, Key(version, Precision.PRECISION_FP32))
+        loaded.append(model)
+        return model
+
+    yield loading
+    for model in loaded:
+        await asyncio.to_thread(model.engine.stop)
+
+
+class Suite:
+    """A registry and an inference server over it, with a client of both."""
+
+    def __init__(self, client, settings):
+        self.client = client
+        self.inference = client.inference
+        self.deployments = client.deployments
+        self.registry = client.registry
+        self.settings = settings
+
+    async def publish(self, directory, model="poet"):
+        """Registers the files of a directory as the model's next version."""
+        files = [
+            File(
+                path=path.name,
+                blob=(await transfer.upload(self.client.blobs, path)).name,
+                size_bytes=path.stat().st_size,
+            )
+            for path in sorted(directory.iterdir())
+        ]
+        request = CreateVersionRequest(parent=f"models/{model}", version=Version(files=files))
+        return (await self.registry.CreateVersion(request)).name
+
+    async def deploy(self, *versions, deployment="poet"):
+        """Asks for versions under a deployment, and waits until they are ready or refused."""
+        targets = [DeploymentTarget(version=version, weight=1) for version in versions]
+        wanted = Deployment(name=f"deployments/{deployment}", targets=targets)
+        made = await self.deployments.UpdateDeployment(
+            UpdateDeploymentRequest(deployment=wanted, allow_missing=True, update_mask={"paths": ["targets"]})
+        )
+        return await self.settled(made)
+
+    async def settled(self, made):
+        async with asyncio.timeout(20):
+            while True:
+                now = await self.deployments.GetDeployment(GetDeploymentRequest(name=made.name))
+                if now.state in (DeploymentState.DEPLOYMENT_STATE_READY, DeploymentState.DEPLOYMENT_STATE_FAILED):
+                    return now
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def suite(tmp_path):
+    """A registry and an inference server on free ports."""
+    async with AsyncExitStack() as stack:
+        registry_settings = registry.Settings(port=0, data_dir=tmp_path)
+        service = registry.assemble(registry_settings, Telemetry.create("registry", ProcessMetrics()))
+        addresses = await stack.enter_async_context(running(service))
+        settings = InferenceSettings(
+            port=0,
+            data_dir=tmp_path,
+            registry=addresses["registry"],
+            slots=4,
+            chunk_tokens=16,
+            threads=1,
+            waiting_limit=64,
+            drain_s=5,
+        )
+        service = inference.assemble(settings, Telemetry.create("inference", ProcessMetrics()))
+        addresses |= await stack.enter_async_context(running(service))
+        client = await stack.enter_async_context(
+            AsyncClient(Addresses(registry=addresses["registry"], inference=addresses["inference"]))
+        )
+        yield Suite(client, settings)

@@ -1,0 +1,232 @@
+import asyncio
+
+import pytest
+
+from octavo.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unimplemented,
+)
+from octavo.v1.errors_pb2 import Reason
+from octavo.v1.inference_pb2 import (
+    DetokenizeRequest,
+    FinishReason,
+    GenerateRequest,
+    GenerationParameters,
+    GetServedModelRequest,
+    ListServedModelsRequest,
+    ServedModelState,
+    StreamGenerateRequest,
+    StructuredOutput,
+    TokenizeRequest,
+)
+
+MODEL = "deployments/poet"
+
+
+@pytest.fixture
+async def poet(suite, bundles):
+    """A suite that serves a random model as deployments/poet."""
+    version = await suite.publish(bundles())
+    await suite.deploy(version)
+    return suite
+
+
+def asked(**parameters):
+    return {"model": MODEL, "prompt": "TO BE", "parameters": GenerationParameters(**parameters)}
+
+
+async def streamed(suite, **fields):
+    events = [event async for event in suite.inference.StreamGenerate(StreamGenerateRequest(**fields))]
+    return events[:-1], events[-1].done
+
+
+async def test_a_completion_tells_text_tokens_usage_reason_and_the_version(poet):
+    reply = await poet.inference.Generate(GenerateRequest(**asked(max_tokens=12, seed=7, ignore_eos=True)))
+    (completion,) = reply.completions
+    assert len(completion.token_ids) == 12
+    assert completion.finish_reason == FinishReason.FINISH_REASON_MAX_TOKENS
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (5, 12)
+    assert reply.version == "models/poet/versions/1"
+    assert reply.seed == 7
+    assert 0 < reply.timings.first_token_duration.ToNanoseconds() <= reply.timings.total_duration.ToNanoseconds()
+
+
+async def test_a_stream_says_the_same_as_a_completion(poet):
+    fields = asked(max_tokens=60, seed=7, ignore_eos=True)
+    reply = await poet.inference.Generate(GenerateRequest(**fields))
+    chunks, done = await streamed(poet, **fields)
+    assert "".join(event.chunk.text for event in chunks) == reply.completions[0].text
+    token_ids = [token_id for event in chunks for token_id in event.chunk.token_ids]
+    assert token_ids == list(reply.completions[0].token_ids)
+    assert done.ends[0].finish_reason == FinishReason.FINISH_REASON_MAX_TOKENS
+    assert done.usage == reply.usage
+    assert done.version == reply.version
+
+
+async def test_without_a_seed_the_server_draws_one_that_repeats_the_text(poet):
+    first = await poet.inference.Generate(GenerateRequest(**asked(max_tokens=20)))
+    other = await poet.inference.Generate(GenerateRequest(**asked(max_tokens=20)))
+    again = await poet.inference.Generate(GenerateRequest(**asked(max_tokens=20, seed=first.seed)))
+    assert again.completions[0].text == first.completions[0].text
+    assert other.seed != first.seed
+
+
+async def test_a_prompt_may_come_as_tokens(poet):
+    ids = (await poet.inference.Tokenize(TokenizeRequest(model=MODEL, text="TO BE"))).token_ids
+    fields = asked(max_tokens=8, seed=1)
+    by_text = await poet.inference.Generate(GenerateRequest(**fields))
+    by_ids = await poet.inference.Generate(GenerateRequest(**fields | {"prompt": "", "prompt_token_ids": ids}))
+    assert by_ids.completions == by_text.completions
+
+
+async def test_tokens_and_their_places_are_told_and_join_to_the_text(poet):
+    text = "TO BE, OR NOT\n"
+    reply = await poet.inference.Tokenize(TokenizeRequest(model="models/poet", text=text))
+    assert list(reply.tokens) == list(text)
+    assert list(reply.offsets) == list(range(len(text)))
+    assert reply.context_length == 96
+    back = await poet.inference.Detokenize(DetokenizeRequest(model=MODEL, token_ids=reply.token_ids))
+    assert back.text == text
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "says"),
+    [
+        ({"prompt": ""}, "prompt", "empty"),
+        ({"prompt": "ÄB"}, "prompt", "'Ä' at 0"),
+        ({"prompt": "A" * 96}, "prompt", "96 tokens leave no room in the context of 96; send at most 95"),
+        ({"prompt": "", "prompt_token_ids": [1, 99]}, "prompt_token_ids[1]", "99 is not a token; ids go from 0 to 65"),
+        ({"prompt_token_ids": [1]}, "prompt", "both are set"),
+        ({"model": "poet"}, "model", "deployments/NAME"),
+        ({"model": ""}, "model", "deployments/NAME"),
+        ({"priority": 1000}, "priority", "between -100 and 100"),
+        ({"parameters": {"temperature": -1}}, "parameters.temperature", "0 (most probable token) to 100"),
+        ({"parameters": {"temperature": float("nan")}}, "parameters.temperature", "nan is not"),
+        ({"parameters": {"top_p": 0}}, "parameters.top_p", "above 0"),
+        ({"parameters": {"top_p": 1.5}}, "parameters.top_p", "at most 1"),
+        ({"parameters": {"top_k": -1}}, "parameters.top_k", "0 (all tokens) or more"),
+        ({"parameters": {"min_p": 2}}, "parameters.min_p", "0 (all tokens) to 1"),
+        ({"parameters": {"max_tokens": 0}}, "parameters.max_tokens", "1 or more"),
+        ({"parameters": {"stop": [""]}}, "parameters.stop[0]", "1 to 256"),
+        ({"parameters": {"stop": ["x"] * 17}}, "parameters.stop", "more than 16"),
+        ({"parameters": {"stop_token_ids": [-3]}}, "parameters.stop_token_ids[0]", "ids go from 0"),
+    ],
+)
+async def test_bad_input_is_answered_with_the_field_and_what_would_be_right(poet, fields, field, says):
+    given = asked() | fields
+    with pytest.raises(InvalidArgument) as caught:
+        await poet.inference.Generate(GenerateRequest(**given))
+    assert says in caught.value.violations[field]
+    with pytest.raises(InvalidArgument) as streaming:
+        await streamed(poet, **given)
+    assert streaming.value.violations == caught.value.violations
+
+
+async def test_all_wrong_fields_are_told_at_once(poet):
+    with pytest.raises(InvalidArgument) as caught:
+        await poet.inference.Generate(GenerateRequest(**asked(temperature=-1, top_p=2, max_tokens=-5)))
+    assert set(caught.value.violations) == {"parameters.temperature", "parameters.top_p", "parameters.max_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repetition_penalty", 1.2),
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", 0.5),
+        ("logit_bias", {3: 1.0}),
+        ("min_tokens", 3),
+        ("n", 2),
+        ("best_of", 2),
+        ("logprobs", 1),
+        ("prompt_logprobs", 0),
+        ("echo", True),
+        ("structured_output", StructuredOutput(regex="a+")),
+    ],
+)
+async def test_what_is_not_built_yet_is_refused_by_name_and_never_ignored(poet, name, value):
+    with pytest.raises(Unimplemented, match=f"parameters.{name}"):
+        await poet.inference.Generate(GenerateRequest(**asked(**{name: value})))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("deployments/nobody", Reason.REASON_MODEL_NOT_SERVED),
+        ("models/nobody", Reason.REASON_MODEL_NOT_FOUND),
+        ("models/poet/versions/9", Reason.REASON_VERSION_NOT_FOUND),
+        ("models/poet@champion", Reason.REASON_ALIAS_NOT_FOUND),
+    ],
+)
+async def test_an_unknown_name_is_not_found(poet, model, reason):
+    with pytest.raises(NotFound) as caught:
+        await poet.inference.Generate(GenerateRequest(**asked() | {"model": model}))
+    assert caught.value.reason == reason
+
+
+async def test_a_version_that_no_deployment_serves_says_so(poet, bundles):
+    other = await poet.publish(bundles(), "other")
+    with pytest.raises(FailedPrecondition, match="no deployment serves") as caught:
+        await poet.inference.Generate(GenerateRequest(**asked() | {"model": other}))
+    assert caught.value.reason == Reason.REASON_MODEL_NOT_SERVED
+
+
+async def test_served_models_are_listed_and_got(poet):
+    listed = await poet.inference.ListServedModels(ListServedModelsRequest())
+    assert listed.total_size == 1
+    (served,) = listed.served_models
+    assert served.name == "servedModels/poet.1.fp32"
+    assert served.state == ServedModelState.SERVED_MODEL_STATE_READY
+    assert list(served.deployments) == [MODEL]
+    assert (served.context_length, served.slot_count, served.conformance_count) == (96, 4, 2)
+    assert served == await poet.inference.GetServedModel(GetServedModelRequest(name=served.name))
+    with pytest.raises(NotFound):
+        await poet.inference.GetServedModel(GetServedModelRequest(name="servedModels/poet.7.fp32"))
+    with pytest.raises(InvalidArgument):
+        await poet.inference.ListServedModels(ListServedModelsRequest(page_size=-1))
+
+
+async def running_count(suite):
+    listed = await suite.inference.ListServedModels(ListServedModelsRequest())
+    return sum(served.running_count + served.waiting_count for served in listed.served_models)
+
+
+async def emptied(suite):
+    async with asyncio.timeout(5):
+        while await running_count(suite):
+            await asyncio.sleep(0.005)
+
+
+async def test_leaving_a_stream_frees_its_slot(poet, monkeypatch):
+    stream = poet.inference.StreamGenerate(StreamGenerateRequest(**asked(ignore_eos=True)))
+    async for _ in stream:
+        break
+    await stream.aclose()
+    await emptied(poet)
+
+
+async def test_cancelling_a_completion_frees_its_slot(poet):
+    call = asyncio.create_task(poet.inference.Generate(GenerateRequest(**asked(ignore_eos=True))))
+    await asyncio.sleep(0.002)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await emptied(poet)
+
+
+async def test_a_deadline_is_honoured(poet):
+    with pytest.raises(DeadlineExceeded):
+        await poet.inference.Generate(GenerateRequest(**asked(ignore_eos=True)), timeout=0.0005)
+    await emptied(poet)
+
+
+async def test_many_callers_at_once_each_get_what_they_get_alone(poet):
+    async def complete(seed):
+        reply = await poet.inference.Generate(GenerateRequest(**asked(max_tokens=30, seed=seed, ignore_eos=True)))
+        return reply.completions[0].text
+
+    alone = [await complete(seed) for seed in range(24)]
+    assert await asyncio.gather(*map(complete, range(24))) == alone

@@ -1,0 +1,84 @@
+import json
+
+import numpy as np
+import pytest
+
+from octavo.errors import FailedPrecondition
+from octavo.formats.architecture import Architecture
+from services.inference.kv_cache import KvCache
+from services.inference.session import Session
+
+FAMILIES = ("gpt2", "llama", "qwen3")
+
+
+def complete_alone(session, row, prompt, count, chunk):
+    """Greedy ids and all logits of one sequence that has the session to itself."""
+    for start in range(0, len(prompt), chunk):
+        logits = session.prefill(row, prompt[start : start + chunk], start)
+    seen = [logits[0].copy()]
+    for length in range(len(prompt), len(prompt) + count - 1):
+        session.place(row, int(seen[-1].argmax()), length)
+        seen.append(session.decode_row(row)[0].copy())
+    return np.array(seen)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_computes_the_same_bits_in_a_batch_as_alone(family, bundles, session_over):
+    session = session_over(bundles(family), slots=4)
+    prompts = [np.arange(n, dtype=np.int64) * 7 % 60 for n in (1, 5, 17, 33)]
+    alone = [complete_alone(session, 0, prompt, 20, 16) for prompt in prompts]
+
+    together = [[] for _ in prompts]
+    for row, prompt in enumerate(prompts):
+        for start in range(0, len(prompt), 16):
+            logits = session.prefill(row, prompt[start : start + 16], start)
+        together[row].append(logits[0].copy())
+        session.place(row, int(logits[0].argmax()), len(prompt))
+    for _ in range(19):
+        logits = session.decode(4, int(session.lengths.max()))
+        for row in range(4):
+            together[row].append(logits[row].copy())
+        session.advance(4, logits.argmax(axis=1))
+
+    for one, other in zip(alone, together, strict=True):
+        assert one.tobytes() == np.array(other).tobytes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_moved_row_goes_on_with_the_same_bits(family, bundles, session_over):
+    session = session_over(bundles(family), slots=4)
+    prompt = np.arange(20, dtype=np.int64)
+    expected = complete_alone(session, 0, prompt, 6, 16)
+
+    for start in (0, 16):
+        logits = session.prefill(3, prompt[start : start + 16], start)
+    session.place(3, int(logits[0].argmax()), 20)
+    session.decode_row(3)
+    session.move(3, 1)
+    got = session.decode_row(1)[0]
+
+    assert got.tobytes() == expected[1].tobytes()
+
+
+def test_reading_a_prompt_touches_no_other_row(bundles, session_over):
+    session = session_over(bundles(), slots=3)
+    before = {}
+    for name, tensor in session.cache.tensors.items():
+        tensor[:] = 7
+        before[name] = tensor.copy()
+
+    session.prefill(1, np.arange(10, dtype=np.int64), 0)
+
+    for name, tensor in session.cache.tensors.items():
+        assert (tensor[[0, 2]] == before[name][[0, 2]]).all()
+        assert (tensor[1, :, :10] != 7).any()
+
+
+def test_a_graph_of_another_contract_is_refused_with_the_difference(bundles):
+    directory = bundles()
+    architecture = Architecture.from_config(json.loads((directory / "config.json").read_text()))
+    cache = KvCache(architecture, slots=1, capacity=16)
+    with pytest.raises(FailedPrecondition, match="inputs last_token are missing"):
+        Session(
+            directory / "model.score.onnx", cache, vocab_size=architecture.vocab_size, threads=1, allow_spinning=False
+        )
