@@ -68,8 +68,8 @@ class Artifact:
 class Artifacts(Protocol):
     """Where artifacts come from."""
 
-    async def resolve(self, name: str) -> Artifact:
-        """The artifact of this name; NotFound when there is none."""
+    async def resolve(self, name: str, field: str = "artifact") -> Artifact:
+        """The artifact of this name; NotFound when there is none. `field` is where the caller named it."""
 
     def opener(self) -> Callable[[ArtifactFile], Source]:
         """Gives the bytes of a file, in threads other than the event loop's; called on the event loop."""
@@ -81,14 +81,14 @@ class RegistryArtifacts:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def resolve(self, name: str) -> Artifact:
+    async def resolve(self, name: str, field: str = "artifact") -> Artifact:
         """The artifact of this name; InvalidArgument when it is no such name, NotFound when it is not there."""
         if _BLOB.fullmatch(name):
             blob = await self._client.blobs.StatBlob(blobs_pb2.StatBlobRequest(name=name))
             return Artifact(blob.name, (ArtifactFile("", blob.name.removeprefix("blobs/"), blob.size_bytes),))
         if not _VERSION.fullmatch(name):
             raise InvalidArgument.field(
-                "artifact",
+                field,
                 f"{name[:200]!r} names no artifact; models/poet/versions/3, models/poet@champion, models/poet or "
                 "blobs/sha256:… with 64 hexadecimal digits would",
                 reason=Reason.REASON_INVALID_NAME if name else Reason.REASON_MISSING_FIELD,

@@ -5,20 +5,18 @@ Reads headers only; what is broken becomes a finding, so that one bad file does 
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from octavo.errors import InvalidArgument, OctavoError
 from octavo.formats.architecture import Architecture
 from octavo.v1 import inspector_pb2 as pb
 from services.inspector import anatomy, external_data, findings, graph_summary
 from services.inspector.artifacts import ArtifactFile
+from services.inspector.configuration import CONFIG, read_config
 from services.inspector.contents import Contents, identity
 
-CONFIG: Final = "config.json"
-_CONFIG_LIMIT_BYTES: Final = 1024 * 1024
 _FILES_LIMIT: Final = 1000
 _METADATA_ENTRIES: Final = 256
 _METADATA_CHARACTERS: Final = 4096
@@ -44,24 +42,6 @@ def inspect(contents: Contents, path: str) -> pb.ArtifactInspection:
         notes.extend(_add_anatomy(contents, result, tensors))
     result.findings.extend(findings.ranked(notes))
     return result
-
-
-def read_architecture(contents: Contents, path: str = CONFIG) -> Architecture:
-    """The model's dimensions; InvalidArgument when config.json is no configuration that is known here."""
-    return Architecture.from_config(_read_config(contents, path))
-
-
-def _read_config(contents: Contents, path: str) -> Mapping[str, Any]:
-    size_bytes = contents.artifact.file(path).size_bytes
-    if size_bytes > _CONFIG_LIMIT_BYTES:
-        raise InvalidArgument.field(path, f"{size_bytes} bytes are no configuration; at most {_CONFIG_LIMIT_BYTES}")
-    try:
-        config = json.loads(contents.reader(path).read(0, size_bytes))
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument.field(path, f"it is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise InvalidArgument.field(path, "it is not a JSON object")
-    return config
 
 
 def _inspect_file(contents: Contents, file: ArtifactFile) -> pb.FileInspection:
@@ -189,7 +169,7 @@ def _add_anatomy(
         yield findings.info("config-missing", "", "without a config.json the model's layers cannot be told")
         return
     try:
-        config = _read_config(contents, CONFIG)
+        config = read_config(contents)
         if "auto_map" in config:
             yield findings.warning(
                 "remote-code",

@@ -11,11 +11,17 @@ from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
+from octavo.formats.architecture import Architecture
 from octavo.v1 import inspector_pb2 as pb
 from octavo.v1.inspector_pb2_grpc import InspectorServicer as Contract
 from services.inspector.artifacts import Artifacts
+from services.inspector.comparison import compare
+from services.inspector.configuration import parse_config, read_architecture
 from services.inspector.contents import Contents
+from services.inspector.graph_nodes import inspect_graph
 from services.inspector.inspection import inspect
+from services.inspector.memory_estimate import estimate
+from services.inspector.quantization import analyze
 from services.inspector.reader import Budget
 from services.inspector.settings import InspectorSettings
 from services.inspector.system import SystemProbe
@@ -62,11 +68,42 @@ class InspectorServicer(Contract):
         contents = await self._open(request.artifact, budget)
         return await self._work(budget, lambda: read_tensor(contents, request))
 
+    async def CompareArtifacts(self, request: pb.CompareArtifactsRequest, context: Any) -> pb.ArtifactComparison:
+        budget = Budget(self._settings.value_read_limit_bytes)
+        contents = await self._open(request.artifact, budget)
+        baseline = await self._open(request.baseline, budget, field="baseline")
+        return await self._work(budget, lambda: compare(contents, baseline, request))
+
+    async def InspectGraph(self, request: pb.InspectGraphRequest, context: Any) -> pb.GraphInspection:
+        budget = Budget(self._settings.header_read_limit_bytes)
+        contents = await self._open(request.artifact, budget)
+        return await self._work(budget, lambda: inspect_graph(contents, request))
+
+    async def EstimateMemory(self, request: pb.EstimateMemoryRequest, context: Any) -> pb.MemoryEstimate:
+        if request.WhichOneof("subject") == "config_json":
+            architecture = Architecture.from_config(parse_config("config_json", request.config_json.encode()))
+            return await self._work(Budget(0), lambda: self._estimate(architecture, request))
+        budget = Budget(self._settings.header_read_limit_bytes)
+        contents = await self._open(request.artifact, budget)
+        result = await self._work(budget, lambda: self._estimate(read_architecture(contents), request))
+        result.artifact = contents.artifact.name
+        return result
+
+    async def AnalyzeQuantization(
+        self, request: pb.AnalyzeQuantizationRequest, context: Any
+    ) -> pb.QuantizationAnalysis:
+        budget = Budget(self._settings.value_read_limit_bytes)
+        contents = await self._open(request.artifact, budget)
+        return await self._work(budget, lambda: analyze(contents, request))
+
     async def DiagnoseSystem(self, request: pb.DiagnoseSystemRequest, context: Any) -> pb.SystemDiagnosis:
         return await self._work(Budget(0), self._system.diagnose)
 
-    async def _open(self, name: str, budget: Budget) -> Contents:
-        return Contents(await self._artifacts.resolve(name), self._artifacts.opener(), budget)
+    def _estimate(self, architecture: Architecture, request: pb.EstimateMemoryRequest) -> pb.MemoryEstimate:
+        return estimate(architecture, request, self._system.available_bytes())
+
+    async def _open(self, name: str, budget: Budget, field: str = "artifact") -> Contents:
+        return Contents(await self._artifacts.resolve(name, field), self._artifacts.opener(), budget)
 
     async def _work(self, budget: Budget, ask: Callable[[], Answer]) -> Answer:
         """Runs `ask` in a worker thread within the present trace; when the caller leaves, its reads end."""

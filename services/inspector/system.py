@@ -49,6 +49,13 @@ class SystemProbe:
         self._versions: dict[str, str] = {}
         self._providers: list[str] | None = None
 
+    def available_bytes(self) -> int:
+        """Memory that is free for a model: of the largest GPU that ONNX Runtime can use, else of the machine."""
+        diagnosis = self.diagnose()
+        if "CUDAExecutionProvider" in diagnosis.execution_providers and diagnosis.accelerators:
+            return max(accelerator.memory_available_bytes for accelerator in diagnosis.accelerators)
+        return diagnosis.memory.available_bytes
+
     def diagnose(self) -> pb.SystemDiagnosis:
         """The machine now; blocks for some milliseconds, the first time until ONNX Runtime is imported."""
         started = time.perf_counter()

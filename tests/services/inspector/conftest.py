@@ -43,7 +43,7 @@ class MemoryArtifacts:
     files: dict[str, dict[str, bytes]]
     digests: dict[str, str] = field(default_factory=dict)
 
-    async def resolve(self, name):
+    async def resolve(self, name, field="artifact"):
         return self.artifact(name)
 
     def artifact(self, name):
