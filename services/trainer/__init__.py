@@ -17,7 +17,6 @@ from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import Settings
 from services.trainer.supervisor import ROOT, Limits, Supervisor
 
-
 __all__ = ["Settings", "assemble"]
 
 

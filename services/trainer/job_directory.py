@@ -88,10 +88,11 @@ class JobDirectory:
         os.close(descriptor)
         return False
 
-    def note_pid(self, lock: int) -> None:
-        """Say who holds the lock: called by the worker, whose the descriptor now is."""
+    def note_pid(self, lock: int, pid: int | None) -> None:
+        """Say which process holds the lock; None while that is not decided."""
         os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        if pid is not None:
+            os.pwrite(lock, str(pid).encode(), 0)
 
     def worker_pid(self) -> int | None:
         """The process that holds the lock, as far as it has said so; only valid while the lock is held."""

@@ -35,6 +35,7 @@ class Supervision:
         self.restart_at: float | None = None
         self.stop_at: float | None = None
         self.saved_at = 0.0
+        self.has_begun = True
         self._events = EventReader(directory.path)
         self._losses = 0
         self._mark: tuple[int, int] = (0, 0)
@@ -46,6 +47,7 @@ class Supervision:
             is_news = True
             for event in batch:
                 fold(self.job, event)
+                self.has_begun |= event.HasField("attempt_start")
         return is_news
 
     def is_alive(self) -> bool:

@@ -163,7 +163,9 @@ class Supervisor:
             supervision = self._living[name]
             if job.state == pb.JOB_STATE_RUNNING and supervision.directory.is_locked():
                 supervision.add_command(pb.JobCommand(cancel=pb.CancelCommand()))
-                supervision.stop_at = self._clock() + self._limits.stop_grace_s
+                # A worker that is still loading libraries has nothing to save and hears nothing yet.
+                grace_s = self._limits.stop_grace_s if supervision.has_begun else 0.0
+                supervision.stop_at = self._clock() + grace_s
             else:
                 self._change_state(supervision, pb.JOB_STATE_CANCELLED, "cancelled before a worker was at it")
             return self.read(name)
@@ -338,6 +340,9 @@ class Supervisor:
             return
         try:
             directory.write_launch(self._launch)
+            self._leaving.extend(supervision.detach())
+            supervision.has_begun = False
+            directory.note_pid(lock, None)
             with directory.worker_log.open("ab") as output:
                 supervision.process = subprocess.Popen(
                     [sys.executable, "-m", "services.trainer.worker", str(directory.path), "--lock", str(lock)],
@@ -348,6 +353,7 @@ class Supervisor:
                     pass_fds=(lock,),
                     start_new_session=True,
                 )
+            directory.note_pid(lock, supervision.process.pid)
         finally:
             os.close(lock)
         self._logger.info("started a worker", extra={"job": supervision.job.name, "pid": supervision.process.pid})

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"another process is at work in {options.directory}", file=sys.stderr)
         return EXIT_TAKEN
     os.set_inheritable(lock, False)
-    directory.note_pid(lock)
+    directory.note_pid(lock, os.getpid())
     return work(directory)
 
 
