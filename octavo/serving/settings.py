@@ -86,6 +86,11 @@ def load_shared(name: str, default: str, environment: Mapping[str, str] | None =
     return (os.environ if environment is None else environment).get(f"OCTAVO_{name}".upper(), default)
 
 
+def child_environment(changes: Mapping[str, str], environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a program that this one starts: its own, with changes."""
+    return {**(os.environ if environment is None else environment), **changes}
+
+
 def _refuse_unknown(kind: type[Any], program: str, environment: Mapping[str, str]) -> None:
     """A misspelt setting is worse than a missing one: nobody notices it."""
     prefix = f"OCTAVO_{program}_".upper()
