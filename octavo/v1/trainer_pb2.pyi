@@ -174,7 +174,7 @@ class _TrainingPrecision:
 class _TrainingPrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrainingPrecision.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TRAINING_PRECISION_UNSPECIFIED: _TrainingPrecision.ValueType  # 0
-    """bf16 on cuda, fp32 on cpu."""
+    """bf16 where the processor has instructions for it, else fp32."""
     TRAINING_PRECISION_FP32: _TrainingPrecision.ValueType  # 1
     """32-bit floats."""
     TRAINING_PRECISION_BF16: _TrainingPrecision.ValueType  # 2
@@ -184,7 +184,7 @@ class TrainingPrecision(_TrainingPrecision, metaclass=_TrainingPrecisionEnumType
     """Arithmetic of the forward and backward pass; weights and optimizer state are fp32 in all."""
 
 TRAINING_PRECISION_UNSPECIFIED: TrainingPrecision.ValueType  # 0
-"""bf16 on cuda, fp32 on cpu."""
+"""bf16 where the processor has instructions for it, else fp32."""
 TRAINING_PRECISION_FP32: TrainingPrecision.ValueType  # 1
 """32-bit floats."""
 TRAINING_PRECISION_BF16: TrainingPrecision.ValueType  # 2
@@ -594,7 +594,7 @@ class TrainSpec(_message.Message):
     device: _builtins.str
     """`cpu`, `cuda` or `cuda:1`; empty means cuda where there is one."""
     precision: Global___TrainingPrecision.ValueType
-    """Arithmetic of the forward and backward pass; unspecified means bf16 on cuda, fp32 on cpu."""
+    """Arithmetic of the forward and backward pass; unspecified means bf16 where the processor has it, else fp32."""
     ema_decay: _builtins.float
     """Decay per step of the averaged weights that are evaluated and exported; 0 means no averaging."""
     base_version: _builtins.str
@@ -814,7 +814,7 @@ class TokenizerSpec(_message.Message):
     kind: Global___TokenizerKind.ValueType
     """Unspecified means CHARACTER for texts below 4 MiB, BYTE_BPE above."""
     vocab_size: _builtins.int
-    """Entries of the vocabulary of BYTE_BPE, 256 to 65536; unset means derived from the size of the text."""
+    """Entries of the vocabulary of BYTE_BPE, 257 to 65536; unset means derived from the size of the text."""
     def __init__(
         self,
         *,
