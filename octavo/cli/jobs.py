@@ -1,0 +1,218 @@
+"""`octavo jobs …`: any long work, from a distance."""
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from octavo.cli import chart, follow, options, paging, screen, short_names, wording
+from octavo.cli.job_story import phase_word, state_word, subject
+from octavo.cli.job_view import CHART_ROWS, state_text
+from octavo.cli.options import AsJson, Limit, Yes
+from octavo.cli.plan_view import plan_view
+from octavo.v1 import trainer_pb2 as pb
+
+app = typer.Typer(no_args_is_help=True, help="Any long work: training and the rest, each job with one life cycle.")
+
+Name = Annotated[str, typer.Argument(help="`j-…` or `jobs/j-…`.", metavar="JOB")]
+
+
+@app.command("list")
+def list_jobs(
+    context: typer.Context,
+    limit: Limit = 50,
+    where: Annotated[str, typer.Option("--filter", help="`state = RUNNING`, `kind = train`, joined by AND.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Lists jobs, newest first.
+
+    Example: `octavo jobs list --filter "state = RUNNING"`
+    """
+    with options.connected(context) as client:
+        response = paging.gather(client.trainer.ListJobs, pb.ListJobsRequest(filter=where), "jobs", limit)
+    if as_json:
+        screen.print_json(response)
+        return
+    screen.print_table(
+        ["job", "state", "what", ">done", ">step", ">loss", ">validation", "made"],
+        [_row(job) for job in response.jobs],
+        empty="no jobs; `octavo train DATASET --model NAME` makes one",
+    )
+
+
+@app.command()
+def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Shows a job: state, plan, progress, outputs, and the error of one that failed.
+
+    Example: `octavo jobs show j-1`
+    """
+    full = short_names.job(name)
+    with options.connected(context) as client:
+        job = client.trainer.GetJob(pb.GetJobRequest(name=full))
+        if as_json:
+            screen.print_json(job)
+            return
+        curves = _curves(client.trainer.ListMetrics(pb.ListMetricsRequest(parent=full, page_size=2000)))
+    screen.print_facts(_facts(job))
+    if job.HasField("plan"):
+        screen.stdout().print(plan_view(job.plan))
+    for line in chart.draw(curves, min(screen.stdout().width, 100), CHART_ROWS):
+        screen.stdout().print(line)
+
+
+@app.command()
+def watch(
+    context: typer.Context,
+    name: Name,
+    after: Annotated[int, typer.Option(min=0, help="Only events after this sequence number.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Follows a job to its end; Ctrl-C stops the watching, not the work.
+
+    Example: `octavo jobs watch j-1`
+    """
+    with options.connected(context) as client:
+        job = client.trainer.GetJob(pb.GetJobRequest(name=short_names.job(name)))
+        story = follow.follow(client, job, after_sequence=after, as_json=as_json)
+        raise typer.Exit(follow.conclude(story, as_json=as_json))
+
+
+@app.command()
+def logs(context: typer.Context, name: Name, limit: Limit = 1000, as_json: AsJson = False) -> None:
+    """Shows the log of a job, oldest line first.
+
+    Example: `octavo jobs logs j-1`
+    """
+    with options.connected(context) as client:
+        request = pb.ListLogsRequest(parent=short_names.job(name))
+        response = paging.gather(client.trainer.ListLogs, request, "lines", limit)
+    if as_json:
+        screen.print_json(response)
+        return
+    for line in response.lines:
+        severity = wording.enum_word(pb.LogSeverity.Name(line.severity), "LOG_SEVERITY_")
+        style = {"warning": "yellow", "error": "bold red"}.get(severity, "dim")
+        when = line.create_time.ToDatetime().strftime("%H:%M:%S") if line.HasField("create_time") else ""
+        screen.stdout().print(Text.assemble((f"{when} {severity:<7} ", style), line.message), soft_wrap=True)
+
+
+@app.command()
+def cancel(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Ends a job for good; its last checkpoint is kept.
+
+    Example: `octavo jobs cancel j-1`
+    """
+    with options.connected(context) as client:
+        _tell(client.trainer.CancelJob(pb.CancelJobRequest(name=short_names.job(name))), as_json=as_json)
+
+
+@app.command()
+def pause(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Saves a checkpoint and stops; `octavo jobs resume` goes on, bit for bit.
+
+    Example: `octavo jobs pause j-1`
+    """
+    with options.connected(context) as client:
+        _tell(client.trainer.PauseJob(pb.PauseJobRequest(name=short_names.job(name))), as_json=as_json)
+
+
+@app.command()
+def resume(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Puts a paused job back into the queue.
+
+    Example: `octavo jobs resume j-1`
+    """
+    with options.connected(context) as client:
+        _tell(client.trainer.ResumeJob(pb.ResumeJobRequest(name=short_names.job(name))), as_json=as_json)
+
+
+@app.command()
+def checkpoint(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Saves a checkpoint now.
+
+    Example: `octavo jobs checkpoint j-1`
+    """
+    with options.connected(context) as client:
+        saved = client.trainer.CheckpointJob(pb.CheckpointJobRequest(name=short_names.job(name)))
+    if as_json:
+        screen.print_json(saved)
+    else:
+        screen.stdout().print(f"checkpoint at step {saved.step}, {wording.size(saved.size_bytes)}, {saved.digest}")
+
+
+@app.command()
+def diagnose(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Says how a training is doing, with evidence and advice.
+
+    Example: `octavo jobs diagnose j-1`
+    """
+    with options.connected(context) as client:
+        diagnosis = client.trainer.DiagnoseJob(pb.DiagnoseJobRequest(name=short_names.job(name)))
+    if as_json:
+        screen.print_json(diagnosis)
+        return
+    for finding in diagnosis.findings:
+        verdict = wording.enum_word(pb.DiagnosisVerdict.Name(finding.verdict), "DIAGNOSIS_VERDICT_")
+        screen.print_facts([("verdict", Text(verdict, style="bold")), ("evidence", finding.evidence)])
+        screen.print_facts([("advice", finding.advice)])
+
+
+@app.command()
+def delete(context: typer.Context, name: Name, yes: Yes = False) -> None:
+    """Forgets a job that has ended, with its events and checkpoints; what it registered stays.
+
+    Example: `octavo jobs delete j-1 --yes`
+    """
+    full = short_names.job(name)
+    options.confirm(f"Forget {full} with its events and checkpoints?", yes=yes)
+    with options.connected(context) as client:
+        client.trainer.DeleteJob(pb.DeleteJobRequest(name=full))
+    screen.stderr().print(f"deleted {full}")
+
+
+def _row(job: pb.Job) -> list[screen.Cell]:
+    has_loss, has_evaluation = job.HasField("latest_metric"), job.HasField("latest_evaluation")
+    return [
+        Text(wording.bare(job.name), style="bold"),
+        state_text(job.state),
+        job.display_name or subject(job),
+        f"{job.progress.fraction:.0%}",
+        f"{job.progress.step:,}",
+        f"{job.latest_metric.loss:.3f}" if has_loss else "",
+        f"{job.latest_evaluation.validation_loss:.3f}" if has_evaluation else "",
+        wording.ago(job.create_time),
+    ]
+
+
+def _facts(job: pb.Job) -> list[tuple[str, screen.Cell]]:
+    progress, best = job.progress, job.best_evaluation
+    eta_s = wording.seconds(progress.eta)
+    return [
+        ("job", Text(job.name, style="bold")),
+        ("what", job.display_name or subject(job)),
+        ("state", state_text(job.state)),
+        ("phase", phase_word(progress.phase) if job.state == pb.JOB_STATE_RUNNING else ""),
+        ("progress", f"{progress.fraction:.0%}, step {progress.step:,} of {progress.total_steps or '?'}"),
+        ("left", wording.lasting(eta_s) if eta_s else ""),
+        (
+            "best",
+            f"validation {best.validation_loss:.4f} at step {best.step:,}" if best.tokens else "",
+        ),
+        ("attempts", str(job.attempt_count) if job.attempt_count > 1 else ""),
+        ("made", ", ".join(job.outputs)),
+        ("error", Text(job.error.message, style="red")),
+        ("created", wording.ago(job.create_time)),
+    ]
+
+
+def _curves(response: pb.ListMetricsResponse) -> list[chart.Curve]:
+    losses = [(float(metric.step), metric.loss) for metric in response.metrics]
+    validation = [(float(evaluation.step), evaluation.validation_loss) for evaluation in response.evaluations]
+    return [chart.Curve(losses, "cyan"), chart.Curve(validation, "bold yellow", is_connected=False)]
+
+
+def _tell(job: pb.Job, *, as_json: bool) -> None:
+    if as_json:
+        screen.print_json(job)
+    else:
+        screen.stdout().print(f"{job.name} is {state_word(job.state)}")

@@ -1,0 +1,42 @@
+"""A plan as one reads it before anything runs: what the spec came to, and what may disappoint."""
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from octavo.cli import screen, wording
+from octavo.v1 import trainer_pb2 as pb
+
+
+def plan_view(plan: pb.Plan) -> RenderableType:
+    """The plan as a grid of facts with its warnings below."""
+    parts: list[RenderableType] = [screen.facts_grid(_facts(plan))]
+    for warning in plan.warnings:
+        parts.append(Text.assemble(("! ", "yellow"), warning.description, (f" ({warning.field})", "dim")))
+        if warning.fix:
+            parts.append(Text.assemble(("  → ", "yellow"), warning.fix))
+    return Group(*parts)
+
+
+def _facts(plan: pb.Plan) -> list[tuple[str, screen.Cell]]:
+    spec = plan.train
+    shape = spec.architecture
+    family = wording.enum_word(pb.ModelFamily.Name(spec.family), "MODEL_FAMILY_")
+    tokenizer = wording.enum_word(pb.TokenizerKind.Name(spec.tokenizer.kind), "TOKENIZER_KIND_")
+    vocabulary = shape.vocab_size or spec.tokenizer.vocab_size
+    duration_s = wording.seconds(plan.estimated_duration)
+    budget_s = wording.seconds(spec.time_budget)
+    steps = f"about {plan.total_steps:,}" if budget_s else f"{plan.total_steps:,}"
+    return [
+        ("model", f"{family}, {shape.layers} blocks of width {shape.width}, {shape.heads} heads, {_parameters(plan)}"),
+        ("context", f"{shape.context_length} tokens"),
+        ("tokenizer", f"{tokenizer}, {vocabulary:,} entries" if vocabulary else tokenizer),
+        ("data", f"{wording.count(plan.dataset_tokens)} tokens, seen {plan.epochs:.2g} times"),
+        ("steps", f"{steps} of {wording.count(plan.tokens_per_step)} tokens ({spec.batch_size} sequences)"),
+        ("memory", f"about {wording.size(plan.memory_bytes)}"),
+        ("time", f"about {wording.lasting(duration_s)}" if duration_s else ""),
+        ("seed", str(spec.seed)),
+    ]
+
+
+def _parameters(plan: pb.Plan) -> str:
+    return f"{wording.count(plan.parameter_count)} parameters"

@@ -1,0 +1,151 @@
+"""`octavo train DATASET --model NAME`: from a dataset to a proven version, followed as it happens."""
+
+import re
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from google.protobuf.duration_pb2 import Duration
+
+from octavo.cli import follow, options, screen, short_names, spec_fields, wording
+from octavo.cli.options import AsJson
+from octavo.cli.plan_view import plan_view
+from octavo.v1 import trainer_pb2 as pb
+
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?$")
+_UNITS_S = {"ms": 1e-3, "s": 1.0, None: 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Family(StrEnum):
+    """Layouts of models."""
+
+    GPT2 = "gpt2"
+    LLAMA = "llama"
+    QWEN3 = "qwen3"
+
+
+class Tokenizer(StrEnum):
+    """How text becomes tokens."""
+
+    CHAR = "char"
+    BPE = "bpe"
+
+
+TOKENIZERS = {Tokenizer.CHAR: pb.TOKENIZER_KIND_CHARACTER, Tokenizer.BPE: pb.TOKENIZER_KIND_BYTE_BPE}
+
+
+def duration(text: str) -> Duration:
+    """`90s`, `2min`, `1.5h` as a Duration. Raises typer.BadParameter."""
+    match = _DURATION.match(text.strip())
+    if not match:
+        raise typer.BadParameter(f"{text!r} is no duration; write 60s, 5min or 1.5h")
+    parsed = Duration()
+    parsed.FromNanoseconds(round(float(match[1]) * _UNITS_S[match[2]] * 1e9))
+    return parsed
+
+
+def train(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="What to learn from: `tiny` or `tiny/2`.")],
+    *,
+    model: Annotated[str, typer.Option("--model", "-m", help="The model that gets the new version: `poet`.")],
+    size: Annotated[int | None, typer.Option(min=1, max=48, help="The one dial: depth; the rest follows.")] = None,
+    family: Annotated[Family | None, typer.Option(help="Layout of the model; qwen3 unless said.")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Stop after this time: 60s, 5min.", metavar="TIME")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many optimizer steps.")] = None,
+    tokenizer: Annotated[Tokenizer | None, typer.Option(help="Characters, or byte-level BPE.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=257, help="Entries of the BPE vocabulary.")] = None,
+    prompt: Annotated[str, typer.Option(help="What the samples during training go on from.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
+    base: Annotated[str, typer.Option(help="Fine-tune this version: `poet/3`.", metavar="VERSION")] = "",
+    alias: Annotated[list[str] | None, typer.Option(help="Alias to move to the new version; repeatable.")] = None,
+    deploy: Annotated[bool, typer.Option("--deploy/--no-deploy", help="Serve the new version once proven.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Any field of TrainSpec: `--set optimizer.learning_rate=0.002`.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    priority: Annotated[int, typer.Option(min=-100, max=100, help="Higher runs first.")] = 0,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it comes to; nothing runs.")] = False,
+    is_detached: Annotated[bool, typer.Option("--detach/--follow", help="Come back at once, or watch it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Trains a model on a dataset, proves its export and registers it as a new version.
+
+    The job lives in the trainer: Ctrl-C stops the watching, not the work.
+
+    Examples:
+
+    `octavo train tiny --model poet --time-budget 60s --deploy`
+
+    `octavo train tiny --model poet --size 6 --tokenizer bpe --plan`
+
+    `octavo train tiny --model poet --steps 500 --set heads=8 --set dropout=0.1 --detach`
+    """
+    if time_budget and steps:
+        raise typer.BadParameter("--time-budget and --steps exclude one another")
+    spec = pb.TrainSpec(dataset=short_names.dataset(dataset), model=short_names.model(model), size=size, seed=seed)
+    spec.aliases.extend(alias or [])
+    _apply_text(spec, tokenizer=tokenizer, vocab_size=vocab_size, prompt=prompt)
+    if deploy:
+        spec.deployment = f"deployments/{wording.bare(spec.model)}"
+    if base:
+        spec.base_version = short_names.version(base)
+    if family:
+        spec.family = pb.ModelFamily.Value(f"MODEL_FAMILY_{family.name}")
+    if time_budget:
+        spec.time_budget.CopyFrom(duration(time_budget))
+    if steps:
+        spec.steps = steps
+    spec_fields.apply(spec, set_ or [])
+    carry_out = _plan if plan else _run_detached if is_detached else _run
+    carry_out(context, pb.Job(train=spec, priority=priority), as_json=as_json)
+
+
+def _apply_text(spec: pb.TrainSpec, *, tokenizer: Tokenizer | None, vocab_size: int | None, prompt: str) -> None:
+    if tokenizer:
+        spec.tokenizer.kind = TOKENIZERS[tokenizer]
+    if vocab_size:
+        spec.tokenizer.vocab_size = vocab_size
+    if prompt:
+        spec.sample.prompt = prompt
+
+
+def _plan(context: typer.Context, job: pb.Job, *, as_json: bool) -> None:
+    with options.connected(context) as client:
+        response = client.trainer.PlanJob(pb.PlanJobRequest(job=job))
+    if as_json:
+        screen.print_json(response.plan)
+    else:
+        screen.stdout().print(plan_view(response.plan))
+
+
+def _run_detached(context: typer.Context, job: pb.Job, *, as_json: bool) -> None:
+    with options.connected(context) as client:
+        created = client.trainer.CreateJob(pb.CreateJobRequest(job=job))
+    if as_json:
+        screen.print_json(created)
+        return
+    screen.stdout().print(created.name)
+    screen.stderr().print(f"`octavo jobs watch {wording.bare(created.name)}` follows it")
+
+
+def _run(context: typer.Context, job: pb.Job, *, as_json: bool) -> None:
+    with options.connected(context) as client:
+        created = client.trainer.CreateJob(pb.CreateJobRequest(job=job))
+        if not as_json:
+            screen.stderr().print(plan_view(created.plan))
+        story = follow.follow(client, created, as_json=as_json)
+        code = follow.conclude(story, as_json=as_json)
+    if code == 0 and not as_json:
+        _say_how_to_go_on(job.train)
+    raise typer.Exit(code)
+
+
+def _say_how_to_go_on(spec: pb.TrainSpec) -> None:
+    name = wording.bare(spec.model)
+    if spec.deployment:
+        screen.stderr().print(f'now: `octavo generate {name} "…"`')
+    else:
+        screen.stderr().print(f"now: `octavo deployments create {name} {name}`, then `octavo generate {name} …`")
