@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import numpy as np
 import pytest
@@ -86,11 +86,11 @@ def bundles(tmp_path_factory):
 def session_over():
     """Opens a bundle's session."""
 
-    def opened(directory, slots=4):
+    def session(directory, slots=4):
         config = Architecture.from_config(json.loads((directory / "config.json").read_text()))
         return open_session(directory / "model.onnx", config, slots)
 
-    return opened
+    return session
 
 
 @pytest.fixture
@@ -115,7 +115,8 @@ async def load():
 class Suite:
     """A registry and an inference server over it, with a client of both."""
 
-    def __init__(self, client, settings):
+    def __init__(self, client, settings, metrics):
+        self.metrics = metrics
         self.client = client
         self.inference = client.inference
         self.deployments = client.deployments
@@ -153,16 +154,15 @@ class Suite:
                 await asyncio.sleep(0.02)
 
 
-@pytest.fixture
-async def suite(tmp_path):
-    """A registry and an inference server on free ports."""
+@asynccontextmanager
+async def opened(data_dir):
     async with AsyncExitStack() as stack:
-        registry_settings = registry.Settings(port=0, data_dir=tmp_path)
+        registry_settings = registry.Settings(port=0, data_dir=data_dir)
         service = registry.assemble(registry_settings, Telemetry.create("registry", ProcessMetrics()))
         addresses = await stack.enter_async_context(running(service))
         settings = InferenceSettings(
             port=0,
-            data_dir=tmp_path,
+            data_dir=data_dir,
             registry=addresses["registry"],
             slots=4,
             chunk_tokens=16,
@@ -170,9 +170,23 @@ async def suite(tmp_path):
             waiting_limit=64,
             drain_s=5,
         )
-        service = inference.assemble(settings, Telemetry.create("inference", ProcessMetrics()))
+        metrics = ProcessMetrics()
+        service = inference.assemble(settings, Telemetry.create("inference", metrics))
         addresses |= await stack.enter_async_context(running(service))
         client = await stack.enter_async_context(
             AsyncClient(Addresses(registry=addresses["registry"], inference=addresses["inference"]))
         )
-        yield Suite(client, settings)
+        yield Suite(client, settings, metrics)
+
+
+@pytest.fixture(scope="session")
+def open_suite():
+    """Opens a registry and an inference server on free ports, over a directory: a context."""
+    return opened
+
+
+@pytest.fixture
+async def suite(tmp_path):
+    """A registry and an inference server for one test."""
+    async with opened(tmp_path) as made:
+        yield made

@@ -1,6 +1,7 @@
 import asyncio
 
 import pytest
+import pytest_asyncio
 
 from octavo.errors import (
     DeadlineExceeded,
@@ -26,12 +27,15 @@ from octavo.v1.inference_pb2 import (
 MODEL = "deployments/poet"
 
 
-@pytest.fixture
-async def poet(suite, bundles):
-    """A suite that serves a random model as deployments/poet."""
-    version = await suite.publish(bundles())
-    await suite.deploy(version)
-    return suite
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def poet(open_suite, bundles, tmp_path_factory):
+    """A suite that serves a random model as deployments/poet, for all tests of this file."""
+    async with open_suite(tmp_path_factory.mktemp("suite")) as suite:
+        await suite.deploy(await suite.publish(bundles()))
+        yield suite
 
 
 def asked(**parameters):
@@ -200,7 +204,7 @@ async def emptied(suite):
             await asyncio.sleep(0.005)
 
 
-async def test_leaving_a_stream_frees_its_slot(poet, monkeypatch):
+async def test_leaving_a_stream_frees_its_slot(poet):
     stream = poet.inference.StreamGenerate(StreamGenerateRequest(**asked(ignore_eos=True)))
     async for _ in stream:
         break

@@ -1,0 +1,203 @@
+import asyncio
+import json
+import shutil
+from contextlib import AsyncExitStack
+
+import pytest
+
+from octavo import serving
+from octavo.addresses import Addresses
+from octavo.client import AsyncClient
+from octavo.errors import FailedPrecondition, NotFound
+from octavo.v1.deployments_pb2 import (
+    DeleteDeploymentRequest,
+    DeploymentState,
+    PromoteRequest,
+)
+from octavo.v1.errors_pb2 import Reason
+from octavo.v1.inference_pb2 import (
+    GenerateRequest,
+    GenerationParameters,
+    ListServedModelsRequest,
+    ServedModelState,
+    StreamGenerateRequest,
+)
+from octavo.v1.registry_pb2 import SetAliasRequest
+from services import inference
+
+READY, FAILED = DeploymentState.DEPLOYMENT_STATE_READY, DeploymentState.DEPLOYMENT_STATE_FAILED
+
+
+def asked(model="deployments/poet", **parameters):
+    return {"model": model, "prompt": "TO BE", "parameters": GenerationParameters(**{"max_tokens": 5, **parameters})}
+
+
+async def answering_version(suite, model="deployments/poet"):
+    return (await suite.inference.Generate(GenerateRequest(**asked(model)))).version
+
+
+async def served(suite):
+    listed = await suite.inference.ListServedModels(ListServedModelsRequest())
+    return [model.version for model in listed.served_models]
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+def spoilt(bundle, directory):
+    """The bundle with weights that do not give what its vectors say."""
+    shutil.copytree(bundle, directory)
+    weights = directory / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-400:] = content[-800:-400]
+    weights.write_bytes(content)
+    return directory
+
+
+async def test_a_deployment_becomes_ready_and_says_what_it_serves(suite, bundles):
+    version = await suite.publish(bundles())
+    deployment = await suite.deploy(version)
+    assert deployment.state == READY
+    assert list(deployment.statuses[0].serving_versions) == [version]
+    assert await answering_version(suite) == version
+
+
+async def test_every_family_is_served(suite, bundles):
+    for family in ("gpt2", "llama", "qwen3"):
+        version = await suite.publish(bundles(family), family)
+        assert (await suite.deploy(version, deployment=family)).state == READY
+        assert await answering_version(suite, f"deployments/{family}") == version
+
+
+async def test_a_change_of_version_loses_no_request_and_unloads_the_old_one(suite, bundles):
+    first, second = await suite.publish(bundles()), await suite.publish(bundles(seed=1))
+    await suite.deploy(first)
+    answers, is_over = [], False
+
+    async def ask(seed):
+        while not is_over:
+            events = [
+                event
+                async for event in suite.inference.StreamGenerate(
+                    StreamGenerateRequest(**asked(max_tokens=60, seed=seed, ignore_eos=True))
+                )
+            ]
+            answers.append((events[-1].done.version, events[-1].done.usage.completion_tokens))
+
+    callers = [asyncio.create_task(ask(seed)) for seed in range(8)]
+    await asyncio.sleep(0.1)
+    await suite.deploy(second)
+    await asyncio.sleep(0.1)
+    is_over = True
+    await asyncio.gather(*callers)
+
+    assert {version for version, _ in answers} == {first, second}
+    assert {tokens for _, tokens in answers} == {60}
+
+    async def old_is_gone():
+        return await served(suite) == [second]
+
+    await until(old_is_gone)
+
+
+async def test_a_version_whose_vectors_do_not_hold_is_refused_and_the_old_one_goes_on(suite, bundles, tmp_path):
+    good = await suite.publish(bundles())
+    await suite.deploy(good)
+    bad = await suite.publish(spoilt(bundles(), tmp_path / "spoilt"))
+    deployment = await suite.deploy(bad)
+    assert deployment.state == FAILED
+    assert "vector 0 of fp32 does not hold on this machine" in deployment.statuses[0].message
+    assert list(deployment.statuses[0].serving_versions) == [good]
+    assert await answering_version(suite) == good
+    with pytest.raises(FailedPrecondition, match="does not hold") as caught:
+        await answering_version(suite, bad)
+    assert caught.value.reason == Reason.REASON_MODEL_REFUSED
+
+
+async def test_a_bundle_without_a_graph_is_refused_with_what_it_lacks(suite, bundles, tmp_path):
+    shutil.copytree(bundles(), tmp_path / "bare")
+    (tmp_path / "bare" / "model.onnx").unlink()
+    deployment = await suite.deploy(await suite.publish(tmp_path / "bare"))
+    assert deployment.state == FAILED
+    assert "no graph in fp32" in deployment.statuses[0].message
+
+
+async def test_an_alias_is_followed_when_it_moves(suite, bundles):
+    first, second = await suite.publish(bundles()), await suite.publish(bundles(seed=1))
+    alias = "models/poet/aliases/champion"
+    await suite.registry.SetAlias(SetAliasRequest(name=alias, version=first))
+    await suite.deploy("models/poet@champion")
+    assert await answering_version(suite) == first
+    assert await answering_version(suite, "models/poet@champion") == first
+    await suite.registry.SetAlias(SetAliasRequest(name=alias, version=second))
+
+    async def has_moved():
+        return await answering_version(suite) == second
+
+    await until(has_moved)
+    assert await answering_version(suite, "models/poet@champion") == second
+
+
+async def test_an_alias_that_no_deployment_follows_is_asked_of_the_registry(suite, bundles):
+    version = await suite.publish(bundles())
+    await suite.deploy(version)
+    await suite.registry.SetAlias(SetAliasRequest(name="models/poet/aliases/stable", version=version))
+    assert await answering_version(suite, "models/poet@stable") == version
+
+
+async def test_traffic_is_shared_by_weight(suite, bundles):
+    versions = [await suite.publish(bundles()), await suite.publish(bundles(seed=1))]
+    await suite.deploy(*versions)
+    seen = {await answering_version(suite) for _ in range(40)}
+    assert seen == set(versions)
+
+
+async def test_promoting_one_of_two_versions_gives_it_all_traffic(suite, bundles):
+    versions = [await suite.publish(bundles()), await suite.publish(bundles(seed=1))]
+    await suite.deploy(*versions)
+    await suite.settled(await suite.deployments.Promote(PromoteRequest(name="deployments/poet", version=versions[1])))
+
+    async def only_one_is_left():
+        return await served(suite) == [versions[1]]
+
+    await until(only_one_is_left)
+    assert await answering_version(suite) == versions[1]
+
+
+async def test_a_deleted_deployment_is_unloaded_and_its_files_are_removed(suite, bundles):
+    await suite.deploy(await suite.publish(bundles()))
+    await suite.deployments.DeleteDeployment(DeleteDeploymentRequest(name="deployments/poet"))
+
+    async def all_is_gone():
+        return not await served(suite)
+
+    await until(all_is_gone)
+    with pytest.raises(NotFound):
+        await answering_version(suite)
+    cache = suite.settings.data_dir / "inference" / "bundles"
+
+    async def no_files_are_left():
+        return not list(cache.iterdir())
+
+    await until(no_files_are_left)
+
+
+async def test_damaged_files_are_fetched_again(suite, bundles):
+    await suite.deploy(await suite.publish(bundles()))
+    (directory,) = (suite.settings.data_dir / "inference" / "bundles").iterdir()
+    (directory / "config.json").write_text("{}")
+    process = serving.ProcessMetrics()
+    other = inference.assemble(suite.settings, serving.Telemetry.create("inference", process))
+    async with AsyncExitStack() as stack:
+        addresses = await stack.enter_async_context(serving.running(other))
+        client = await stack.enter_async_context(AsyncClient(Addresses(inference=addresses["inference"])))
+
+        async def is_served():
+            listed = await client.inference.ListServedModels(ListServedModelsRequest())
+            return [model.state for model in listed.served_models] == [ServedModelState.SERVED_MODEL_STATE_READY]
+
+        await until(is_served)
+    assert json.loads((directory / "config.json").read_text())["model_type"] == "gpt2"
