@@ -245,7 +245,7 @@ class _Swapped:
         for parameter, tensor in self._pairs:
             parameter.data = tensor
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         for (parameter, _), data in zip(self._pairs, self._trained, strict=True):
             parameter.data = data
 
