@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import orjson
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -51,7 +52,7 @@ class Pages:
         set_route(request.scope, "/docs/{asset}")
         name = request.path_params["asset"]
         if name not in self._assets:
-            return Response(status_code=404)
+            raise HTTPException(404)
         return _answer(request, self._assets[name], _MEDIA_TYPES[Path(name).suffix])
 
     async def _icon(self, request: Request) -> Response:

@@ -7,20 +7,29 @@ import { form } from "./tryit.js";
 const main = document.getElementById("top");
 const nav = document.getElementById("nav");
 
+// One entry for each RPC, with all the paths that lead to it.
 function calls(document_) {
-  const found = [];
+  const found = new Map();
   for (const [path, item] of Object.entries(document_.paths)) {
-    for (const [method, operation] of Object.entries(item)) found.push({ path, method, operation });
+    for (const [method, operation] of Object.entries(item)) {
+      const rpc = operation["x-grpc-method"];
+      if (!found.has(rpc)) found.set(rpc, { ways: [], operation });
+      found.get(rpc).ways.push({ path, method, operation });
+    }
   }
-  return found;
+  for (const call of found.values()) {
+    call.ways.sort((one, other) => one.operation.operationId.length - other.operation.operationId.length);
+    call.operation = call.ways[0].operation;
+  }
+  return [...found.values()];
 }
 
 function pathParts(path) {
   return path.split(/(\{[^}]+\})/).map((part) => (part.startsWith("{") ? element("b", {}, part) : part));
 }
 
-function callBox(call, schemas) {
-  const { path, method, operation } = call;
+function callBox({ ways, operation }, schemas) {
+  const [{ path, method }] = ways;
   const title = element("span", { class: "title" }, operation.summary);
   if (operation["x-streaming"]) title.append(element("span", { class: "tag" }, "stream"));
   const summary = element(
@@ -34,14 +43,35 @@ function callBox(call, schemas) {
   // Drawn when it is opened: a hundred forms at once would make a slow page.
   box.addEventListener("toggle", () => {
     if (!box.open) return;
-    if (box.children.length === 1) box.append(element("div", { class: "body" }, about(operation, schemas), form(path, method, operation, schemas)));
+    if (box.children.length === 1) box.append(element("div", { class: "body" }, about(ways, operation, schemas), tryBox(ways, schemas)));
     if (location.hash !== `#${box.id}`) history.replaceState(null, "", `#${box.id}`);
   });
   return box;
 }
 
-function about(operation, schemas) {
+function tryBox(ways, schemas) {
+  const draw = ({ path, method, operation }) => form(path, method, operation, schemas);
+  const box = element("div", { class: "try" }, element("h3", {}, "Try it"));
+  if (ways.length > 1) {
+    const options = ways.map(({ path, method }, i) => element("option", { value: i }, `${method.toUpperCase()} ${path}`));
+    const choose = () => box.lastChild.replaceWith(draw(ways[select.value]));
+    const select = element("select", { "aria-label": "Path", onchange: choose }, ...options);
+    box.append(select);
+  }
+  box.append(draw(ways[0]));
+  return box;
+}
+
+function heading(text, type) {
+  return element("h3", {}, text, type && element("code", {}, type));
+}
+
+function about(ways, operation, schemas) {
   const box = element("div", { class: "about" }, prose(operation.description));
+  for (const { path, method } of ways.slice(1)) {
+    const verb = element("span", { class: `verb ${method}` }, method.toUpperCase());
+    box.append(element("p", { class: "facts path" }, "also ", verb, " ", element("span", { class: "mono" }, ...pathParts(path))));
+  }
   box.append(element("p", { class: "facts" }, "gRPC: ", element("code", {}, operation["x-grpc-method"].slice(1))));
   const parameters = operation.parameters || [];
   if (parameters.length) {
@@ -50,11 +80,11 @@ function about(operation, schemas) {
   }
   if (operation.requestBody) {
     const [{ schema }] = Object.values(operation.requestBody.content);
-    box.append(element("h3", {}, `Body · ${schemas.typeName(schema)}`), schemas.fields(schema));
+    box.append(heading("Body", schema.$ref ? schemas.typeName(schema) : ""), schemas.fields(schema, { isWriting: true }));
   }
   const [type, { schema }] = Object.entries(operation.responses["200"].content).pop();
   const answer = operation["x-streaming"] ? "Each message" : "Answer";
-  box.append(element("h3", {}, `${answer} · ${schemas.inner(schema) ? schemas.typeName(schema) : type}`));
+  box.append(heading(answer, schemas.inner(schema) ? schemas.typeName(schema) : type));
   box.append(schemas.inner(schema) ? schemas.fields(schema) : prose(operation.responses["200"].description));
   return box;
 }
@@ -62,8 +92,10 @@ function about(operation, schemas) {
 function draw(document_) {
   const schemas = new Schemas(document_.components.schemas);
   document.getElementById("version").textContent = document_.info.version;
-  main.replaceChildren(element("h1", {}, `${document_.info.title} API`), prose(document_.info.description));
-  main.append(element("p", { class: "quiet" }, element("a", { href: "openapi.json" }, "openapi.json"), " · ", element("a", { href: "metrics" }, "metrics"), " · ", element("a", { href: "healthz" }, "health")));
+  const link = (name, text = name) => element("a", { href: name }, text);
+  const links = element("p", { class: "quiet" }, link("openapi.json"), " · ", link("healthz", "health"), " · ", link("metrics"));
+  const intro = element("section", {}, element("h1", {}, `${document_.info.title} API`), prose(document_.info.description), links);
+  main.replaceChildren(intro);
   const all = calls(document_);
   const entries = [];
   for (const tag of document_.tags) {
@@ -73,9 +105,12 @@ function draw(document_) {
     const title = element("h2", {}, element("a", { href: `#${tag.name}` }, tag.name));
     for (const call of all.filter(({ operation }) => operation.tags.includes(tag.name))) {
       const box = callBox(call, schemas);
-      const link = element("a", { href: `#${box.id}`, title: call.path }, element("span", { class: `verb ${call.method}` }, call.method.toUpperCase()), call.operation.summary);
+      const [{ path, method }] = call.ways;
+      const verb = element("span", { class: `verb ${method}` }, method.toUpperCase());
+      const link = element("a", { href: `#${box.id}`, title: path }, verb, call.operation.summary);
       const item = element("li", {}, link);
-      const words = `${call.path} ${box.id} ${call.operation.summary} ${call.operation.description}`.toLowerCase();
+      const paths = call.ways.map((way) => way.path).join(" ");
+      const words = `${paths} ${box.id} ${call.operation.summary} ${call.operation.description}`.toLowerCase();
       entries.push({ words, box, item, link, section, title });
       section.append(box);
       list.append(item);
@@ -85,11 +120,12 @@ function draw(document_) {
   }
   const nothing = element("p", { class: "quiet", hidden: true }, "Nothing is called that. Try a resource (models, jobs) or a verb (create, watch).");
   main.append(nothing);
-  return { entries, nothing };
+  return { entries, nothing, intro };
 }
 
-function filter({ entries, nothing }, text) {
+function filter({ entries, nothing, intro }, text) {
   const terms = text.toLowerCase().split(/\s+/).filter(Boolean);
+  intro.hidden = terms.length > 0;
   const sections = new Map();
   for (const { words, box, item, section, title } of entries) {
     const fits = terms.every((term) => words.includes(term));
@@ -102,7 +138,10 @@ function filter({ entries, nothing }, text) {
 
 function follow({ entries }) {
   const id = decodeURIComponent(location.hash.slice(1));
-  for (const { box, link } of entries) link.classList.toggle("here", box.id === id);
+  for (const { box, link } of entries) {
+    link.classList.toggle("here", box.id === id);
+    if (box.id === id) link.scrollIntoView({ block: "nearest" });
+  }
   const target = id && document.getElementById(id);
   if (!target) return;
   if (target.tagName === "DETAILS") target.open = true;

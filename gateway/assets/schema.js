@@ -30,17 +30,18 @@ export class Schemas {
     return found.properties ? found : null;
   }
 
-  fields(schema) {
+  // `isWriting` leaves out what only the server sets.
+  fields(schema, { isWriting = false } = {}) {
     const object = this.inner(schema) || {};
     const required = new Set(object.required || []);
     const list = element("ul", { class: "fields" });
     for (const [name, field] of Object.entries(object.properties || {})) {
-      list.append(this.field(name, field, { required: required.has(name) }));
+      if (!(isWriting && field.readOnly)) list.append(this.field(name, field, { required: required.has(name), isWriting }));
     }
     return list;
   }
 
-  field(name, schema, { required = false, description = schema.description } = {}) {
+  field(name, schema, { required = false, isWriting = false, description = schema.description } = {}) {
     const resolved = this.resolve(schema.type === "array" ? schema.items : schema);
     const item = element(
       "li",
@@ -48,13 +49,12 @@ export class Schemas {
       element("span", { class: "name" }, name),
       element("span", { class: "type" }, this.typeName(schema)),
       required && element("span", { class: "must" }, "required"),
-      schema.readOnly && element("span", { class: "mark" }, "output only"),
       schema["x-immutable"] && element("span", { class: "mark" }, "immutable"),
       description && prose(description),
     );
     const object = this.inner(schema);
     if (resolved.enum) item.append(this.later(`${resolved.enum.length} values`, () => this.values(resolved)));
-    else if (object) item.append(this.later(`fields of ${this.typeName(schema)}`, () => this.fields(schema)));
+    else if (object) item.append(this.later(`fields of ${this.typeName(schema).replace("[]", "")}`, () => this.fields(schema, { isWriting })));
     return item;
   }
 

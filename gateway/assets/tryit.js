@@ -16,8 +16,7 @@ export function form(path, method, operation, schemas) {
   const request = () => build(path, method, operation, inputs, body);
   const box = element(
     "form",
-    { class: "try" },
-    element("h3", {}, "Try it"),
+    {},
     ...required,
     optional.length > 0 &&
       (optional.length > 4 && required.length + Number(body !== null) > 0
