@@ -83,15 +83,17 @@ class CorpusCache:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def prepare(self, spec: CorpusSpec, download: Callable[[str, Path], None], say: Callable[[str], None]) -> Corpus:
+    def prepare(
+        self, spec: CorpusSpec, download: Callable[[str, Path], object], say: Callable[[str], None], owner: str
+    ) -> Corpus:
         """The corpus of `spec`, made if it is not there yet.
 
-        `download` fetches a blob to a path, verified; `say` hears what is being done. FailedPrecondition says what
-        is wrong with the text.
+        `download` fetches a blob to a path, verified; `say` hears what is being done; `owner` is who makes it, alone
+        under that name. FailedPrecondition says what is wrong with the text.
         """
         final = self._directory / spec.key
         if not (final / _FACTS).is_file():
-            partial = self._directory / f".{spec.key}.{os.getpid()}"
+            partial = self._directory / f".{spec.key}.{owner}"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             try:

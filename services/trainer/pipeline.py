@@ -32,6 +32,8 @@ from services.trainer.training_phase import TrainingPhase
 _PROMPT_TOKENS: Final = 32
 # Evaluations take at most this part of a time budget; more would leave too little to evaluate.
 _MOST_EVALUATION: Final = 0.5
+# What a version is exported in.
+_PRECISIONS: Final = frozenset({"fp32"})
 
 
 class Pipeline:
@@ -99,7 +101,7 @@ class Pipeline:
             validation_fraction=spec.validation_fraction,
         )
         cache = CorpusCache(Path(self._directory.read_launch().corpora))
-        return cache.prepare(wanted, self._download, self._say_preparing)
+        return cache.prepare(wanted, self._download, self._say_preparing, self._directory.path.name)
 
     def _download(self, blob: str, path: Path) -> None:
         self._link.call(lambda client: client.download(blob, path))
@@ -164,8 +166,15 @@ class Pipeline:
         self._progress.begin_training(step, training.spec.steps, step * training.tokens_per_step)
         phase.run(start, self._progress)
 
+    def _say_precisions(self, spec: pb.TrainSpec) -> None:
+        missing = [precision for precision in spec.export_precisions if precision not in _PRECISIONS]
+        if missing:
+            message = f"{', '.join(missing)} cannot be exported yet; the version has {', '.join(sorted(_PRECISIONS))}"
+            self._log.log(pb.LOG_SEVERITY_INFO, message, spec.steps)
+
     def _release(self, training: Training, phase: TrainingPhase, corpus: Corpus, origin: Origin) -> None:
         spec = training.spec
+        self._say_precisions(spec)
         step = self._choose(training, phase)
         release = read_release(self._directory) or make_release(
             self._directory,

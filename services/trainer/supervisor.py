@@ -22,6 +22,7 @@ from typing import Final, TextIO
 from google.protobuf.message import DecodeError
 
 from octavo.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from octavo.serving.settings import child_environment
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.events import TERMINAL, now
@@ -347,6 +348,8 @@ class Supervisor:
                 supervision.process = subprocess.Popen(
                     [sys.executable, "-m", "services.trainer.worker", str(directory.path), "--lock", str(lock)],
                     cwd=ROOT,
+                    # Without it cuBLAS is not deterministic, and torch refuses to promise that it is.
+                    env=child_environment({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -53,7 +53,6 @@ class Suite:
         dataset = datasets_pb2.Dataset(blob=blob.name, format=datasets_pb2.DATASET_FORMAT_TEXT)
         await client.datasets.CreateDataset(datasets_pb2.CreateDatasetRequest(dataset=dataset, dataset_id=name))
 
-
     @staticmethod
     def spec(**changes):
         """A model that trains in a second or two."""
@@ -83,10 +82,10 @@ class Suite:
         return [event async for event in client.watch_job(name, after_sequence)]
 
     @staticmethod
-    async def reached(client, name, is_reached):
+    async def reached(client, name, is_reached, after_sequence=0):
         """The events of a job up to the first that satisfies `is_reached`."""
         seen = []
-        async for event in client.watch_job(name):
+        async for event in client.watch_job(name, after_sequence):
             seen.append(event)
             if is_reached(event):
                 return seen

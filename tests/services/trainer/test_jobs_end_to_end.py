@@ -23,7 +23,9 @@ async def test_a_train_job_ends_in_a_proven_version_with_alias_and_deployment(su
         assert job.latest_evaluation.validation_loss < job.latest_metric.loss + 2
         assert job.plan.train.steps == 40
 
-        version = await client.registry.ResolveVersion(registry_pb2.ResolveVersionRequest(reference="models/poet@champion"))
+        version = await client.registry.ResolveVersion(
+            registry_pb2.ResolveVersionRequest(reference="models/poet@champion")
+        )
         assert version.name == "models/poet/versions/1"
         assert {"model.onnx", "model.safetensors", "conformance.json", "README.md", "lineage.json"} <= {
             file.path for file in version.files

@@ -1,0 +1,118 @@
+"""What is accepted as a job, and how everything else is refused: all faults at once, each with its field."""
+
+import uuid
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo.errors import InvalidArgument, Unimplemented
+from octavo.v1 import trainer_pb2 as pb
+from services.trainer.acceptance import accepted_job, check_job, request_digest
+
+
+def job(**changes):
+    spec = pb.TrainSpec(dataset="datasets/tiny", model="models/poet")
+    spec.MergeFrom(pb.TrainSpec(**changes))
+    return pb.Job(train=spec)
+
+
+def test_a_dataset_and_a_model_are_enough():
+    check_job(job(), "", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"dataset": "tiny"}, "job.train.dataset"),
+        ({"dataset": "datasets/tiny/versions/0"}, "job.train.dataset"),
+        ({"model": "models/../x"}, "job.train.model"),
+        ({"model": "models/poet/versions/1"}, "job.train.model"),
+        ({"deployment": "deployments/"}, "job.train.deployment"),
+        ({"aliases": ["latest"]}, "job.train.aliases[0]"),
+        ({"aliases": ["good", "v3"]}, "job.train.aliases[1]"),
+        ({"aliases": [f"a{number}" for number in range(17)]}, "job.train.aliases"),
+        ({"sample": pb.SampleSpec(prompt="x" * 10_001)}, "job.train.sample.prompt"),
+        ({"time_budget": {"seconds": 0}}, "job.train.time_budget"),
+        ({"time_budget": {"seconds": 10**9}}, "job.train.time_budget"),
+        ({"steps": 0}, "job.train.steps"),
+        ({"steps": -5}, "job.train.steps"),
+        ({"checkpoints": pb.CheckpointPolicy(keep_latest=1)}, "job.train.checkpoints.keep_latest"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_would_be_right(changes, field):
+    with pytest.raises(InvalidArgument) as refusal:
+        check_job(job(**changes), "", "")
+    assert list(refusal.value.violations) == [field]
+
+
+def test_all_faults_are_told_at_once():
+    wrong = pb.Job(display_name="x" * 201, priority=101, labels={"Bad Key": "v"}, train=pb.TrainSpec(model="poet"))
+    with pytest.raises(InvalidArgument) as refusal:
+        check_job(wrong, "Not-An-Id", "not-a-uuid")
+    assert set(refusal.value.violations) == {
+        "job.display_name",
+        "job.priority",
+        "job.labels['Bad Key']",
+        "job_id",
+        "request_id",
+        "job.train.dataset",
+        "job.train.model",
+    }
+
+
+def test_a_job_without_a_spec_is_refused():
+    with pytest.raises(InvalidArgument, match="one spec"):
+        check_job(pb.Job(), "", "")
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "export", "tune", "synthesize", "publish"])
+def test_kinds_that_do_not_run_yet_are_refused_with_the_one_that_does(kind):
+    asked = pb.Job()
+    getattr(asked, kind).SetInParent()
+    with pytest.raises(Unimplemented, match="`train` can"):
+        check_job(asked, "", "")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base_version": "models/poet@champion"},
+        {"lora": pb.LoraSpec(rank=8)},
+        {"early_stopping": pb.EarlyStopping(patience=2)},
+    ],
+)
+def test_parts_of_a_spec_that_cannot_be_honoured_are_refused_rather_than_ignored(changes):
+    with pytest.raises(Unimplemented, match=next(iter(changes))):
+        check_job(job(**changes), "", "")
+
+
+@settings(deadline=None)
+@given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=300), st.integers(-(2**31), 2**31 - 1))
+def test_whatever_is_sent_is_accepted_or_refused_as_an_argument(name, request_id, display_name, priority):
+    asked = job(dataset=name, model=f"models/{name}")
+    asked.display_name, asked.priority = display_name, priority
+    with suppress(InvalidArgument):
+        check_job(asked, name, request_id)
+
+
+def test_output_fields_are_not_taken_over_and_do_not_make_another_request():
+    request = pb.CreateJobRequest(job=job(), job_id="mine", request_id=str(uuid.uuid4()))
+    forged = pb.CreateJobRequest()
+    forged.CopyFrom(request)
+    forged.job.state = pb.JOB_STATE_SUCCEEDED
+    forged.job.outputs.append("models/poet/versions/1")
+    made = accepted_job(forged)
+    assert made.name == "jobs/mine"
+    assert made.state == pb.JOB_STATE_UNSPECIFIED
+    assert not made.outputs
+    assert request_digest(forged) == request_digest(request)
+    forged.job.train.steps = 3
+    assert request_digest(forged) != request_digest(request)
+
+
+def test_ids_are_made_up_where_none_is_given():
+    names = {accepted_job(pb.CreateJobRequest(job=job())).name for _ in range(100)}
+    assert len(names) == 100
+    assert all(name.startswith("jobs/j-") for name in names)
