@@ -560,9 +560,9 @@ class _ServingPrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Serv
     SERVING_PRECISION_FLOAT16: _ServingPrecision.ValueType  # 2
     """2 bytes a number, for both."""
     SERVING_PRECISION_INT8: _ServingPrecision.ValueType  # 3
-    """Matrices at 1 byte a number with a scale per column, the rest and the cache at 4."""
+    """Matrices at 1 byte a number with a scale per output, embeddings, vectors and the cache at 4."""
     SERVING_PRECISION_INT4: _ServingPrecision.ValueType  # 4
-    """Matrices at half a byte with a scale per 32 numbers, the rest and the cache at 4."""
+    """Matrices at half a byte with a scale per 32 numbers, embeddings, vectors and the cache at 4."""
 
 class ServingPrecision(_ServingPrecision, metaclass=_ServingPrecisionEnumTypeWrapper):
     """How weights and cache are stored when serving."""
@@ -574,9 +574,9 @@ SERVING_PRECISION_FLOAT32: ServingPrecision.ValueType  # 1
 SERVING_PRECISION_FLOAT16: ServingPrecision.ValueType  # 2
 """2 bytes a number, for both."""
 SERVING_PRECISION_INT8: ServingPrecision.ValueType  # 3
-"""Matrices at 1 byte a number with a scale per column, the rest and the cache at 4."""
+"""Matrices at 1 byte a number with a scale per output, embeddings, vectors and the cache at 4."""
 SERVING_PRECISION_INT4: ServingPrecision.ValueType  # 4
-"""Matrices at half a byte with a scale per 32 numbers, the rest and the cache at 4."""
+"""Matrices at half a byte with a scale per 32 numbers, embeddings, vectors and the cache at 4."""
 Global___ServingPrecision: _TypeAlias = ServingPrecision  # noqa: Y015
 
 class _QuantizationScheme:
@@ -2623,7 +2623,7 @@ class EnvironmentCheck(_message.Message):
     REQUIRED_FIELD_NUMBER: _builtins.int
     ADVICE_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """What was checked, stable and machine-readable: `python-version`, `cpu-avx2`, `memory`."""
+    """What was checked, stable and machine-readable: `python-version`, `processor`, `memory`."""
     outcome: Global___CheckOutcome.ValueType
     """How it went."""
     found: _builtins.str
@@ -3136,7 +3136,7 @@ class GetTensorStatisticsRequest(_message.Message):
     """Token of a page, from a response to the same question."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the tensors, at most 1000; empty takes all."""
+        """Names of the tensors, at most 1000; empty takes all whose values are numbers stored as plain bytes."""
 
     def __init__(
         self,

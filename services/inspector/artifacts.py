@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from octavo.client import AsyncClient
-from octavo.errors import InvalidArgument, NotFound
+from octavo.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from octavo.v1 import blobs_pb2, registry_pb2
 from octavo.v1.errors_pb2 import Reason
 from services.inspector.reader import Source
@@ -23,6 +23,7 @@ _BLOB: Final = re.compile(r"blobs/sha256:[0-9a-f]{64}")
 _VERSION: Final = re.compile(r"models/[^/@\s]{1,128}(?:@[^/@\s]{1,128}|/versions/[1-9][0-9]{0,17})?")
 # One range of at most some MiB from a registry that is up.
 _FETCH_TIMEOUT_S: Final = 60.0
+_PING_TIMEOUT_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,9 @@ class Artifacts(Protocol):
     async def resolve(self, name: str, field: str = "artifact") -> Artifact:
         """The artifact of this name; NotFound when there is none. `field` is where the caller named it."""
 
+    async def is_reachable(self) -> bool:
+        """Whether the place answers, within seconds."""
+
     def opener(self) -> Callable[[ArtifactFile], Source]:
         """Gives the bytes of a file, in threads other than the event loop's; called on the event loop."""
 
@@ -99,6 +103,15 @@ class RegistryArtifacts:
             ArtifactFile(file.path, file.blob.removeprefix("blobs/"), file.size_bytes) for file in version.files
         )
         return Artifact(version.name, files, {tensor.name: tensor.digest for tensor in version.tensors})
+
+    async def is_reachable(self) -> bool:
+        """Whether the registry answers within two seconds."""
+        try:
+            request = registry_pb2.ListModelsRequest(page_size=1)
+            await self._client.registry.ListModels(request, timeout=_PING_TIMEOUT_S)
+        except (Unavailable, DeadlineExceeded):
+            return False
+        return True
 
     def opener(self) -> Callable[[ArtifactFile], Source]:
         """Gives the bytes of a file, fetched by ranges through the event loop that this was called on."""

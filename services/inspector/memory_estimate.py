@@ -23,6 +23,7 @@ _FP32: Final = 4
 # The engine takes prompts in by chunks of at most so many tokens.
 _PREFILL_TOKENS: Final = 512
 _INT4_BLOCK: Final = 32
+_DENSE_ATTENTION_TOKENS: Final = 512
 
 # Embeddings are looked up, not multiplied: they stay as they are.
 _EMBEDDINGS: Final = frozenset({pb.TENSOR_ROLE_TOKEN_EMBEDDING, pb.TENSOR_ROLE_POSITION_EMBEDDING})
@@ -40,7 +41,7 @@ def estimate(architecture: Architecture, request: pb.EstimateMemoryRequest, avai
         serving_activation_bytes=_serving_activations(architecture, length, batch) * element_bytes,
         gradient_bytes=_FP32 * architecture.parameters,
         optimizer_bytes=2 * _FP32 * architecture.parameters,
-        training_activation_bytes=_training_activations(architecture) * length * batch * _FP32,
+        training_activation_bytes=_training_activations(architecture, length, batch) * _FP32,
         available_bytes=available_bytes,
     )
     result.cache_bytes = result.cache_bytes_per_token * length * batch
@@ -94,17 +95,25 @@ def _serving_activations(architecture: Architecture, length: int, batch: int) ->
     return tokens * (2 * architecture.width + max(attention, feed_forward)) + batch * architecture.vocab_size
 
 
-def _training_activations(architecture: Architecture) -> int:
-    """Numbers kept for the backward pass, for each token, with fused attention that keeps no scores.
+def _training_activations(architecture: Architecture, length: int, batch: int) -> int:
+    """Numbers kept for the backward pass of one microbatch.
 
     Counted like Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section
-    4.1: the inputs of every norm, product and activation function.
+    4.1: the inputs of every norm, product and activation function. Measured against the trainer's own layers.
     """
-    attention = 2 * architecture.attention_width + 2 * architecture.kv_width
-    feed_forward = architecture.mlp_width * (2 if architecture.family == "gpt2" else 4)
-    block = 4 * architecture.width + attention + feed_forward
+    a = architecture
+    is_gpt2 = a.family == "gpt2"
+    attention = 2 * a.attention_width + 2 * a.kv_width
+    if a.family == "qwen3":
+        attention += a.attention_width + a.kv_width
+    # Up to this length the trainer's attention keeps its scores; a longer one is computed in blocks.
+    scores = a.heads * length if length <= _DENSE_ATTENTION_TOKENS else 0
+    block = 4 * a.width + attention + scores + a.mlp_width * (2 if is_gpt2 else 4)
     # Scores over the vocabulary and their gradient, beside the input of the last norm and product.
-    return architecture.layers * block + 2 * architecture.width + 2 * architecture.vocab_size
+    tokens = length * batch * (a.layers * block + 2 * a.width + 2 * a.vocab_size)
+    # Gains are folded into the matrices that follow them, which makes a copy of each.
+    matrices = a.width * (a.attention_width + 2 * a.kv_width + 2 * a.mlp_width)
+    return tokens + (0 if is_gpt2 else a.layers * matrices)
 
 
 def _sequence_length(architecture: Architecture, request: pb.EstimateMemoryRequest) -> int:

@@ -14,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from octavo.formats.architecture import Architecture
 from octavo.v1 import inspector_pb2 as pb
 from octavo.v1.inspector_pb2_grpc import InspectorServicer as Contract
+from services.inspector import environment
 from services.inspector.artifacts import Artifacts
 from services.inspector.comparison import compare
 from services.inspector.configuration import parse_config, read_architecture
@@ -98,6 +99,28 @@ class InspectorServicer(Contract):
 
     async def DiagnoseSystem(self, request: pb.DiagnoseSystemRequest, context: Any) -> pb.SystemDiagnosis:
         return await self._work(Budget(0), self._system.diagnose)
+
+    async def ValidateEnvironment(
+        self, request: pb.ValidateEnvironmentRequest, context: Any
+    ) -> pb.EnvironmentValidation:
+        is_reachable = await self._artifacts.is_reachable()
+        checks = [environment.check_registry(is_reachable=is_reachable, address=self._settings.registry)]
+        budget = Budget(self._settings.header_read_limit_bytes)
+        checks += await self._work(budget, self._check_machine)
+        if request.artifact:
+            contents = await self._open(request.artifact, budget)
+            checks += await self._work(budget, lambda: self._check_artifact(contents))
+        return environment.validation(checks)
+
+    def _check_machine(self) -> list[pb.EnvironmentCheck]:
+        return [*environment.check_software(), *environment.check_machine(self._system.diagnose())]
+
+    def _check_artifact(self, contents: Contents) -> list[pb.EnvironmentCheck]:
+        inspection = inspect(contents, "")
+        memory = None
+        if inspection.HasField("anatomy"):
+            memory = self._estimate(read_architecture(contents), pb.EstimateMemoryRequest())
+        return list(environment.check_artifact(inspection, memory))
 
     def _estimate(self, architecture: Architecture, request: pb.EstimateMemoryRequest) -> pb.MemoryEstimate:
         return estimate(architecture, request, self._system.available_bytes())

@@ -152,3 +152,59 @@ async def test_the_machine_is_diagnosed_over_the_wire(client, data_dir):
 async def test_a_configuration_in_the_registry_gives_the_anatomy(client, bundle):
     inspection = await client.inspector.InspectArtifact(pb.InspectArtifactRequest(artifact="models/poet/versions/1"))
     assert inspection.anatomy.vocabulary_size == json.loads(bundle["config.json"])["vocab_size"]
+
+
+async def test_a_version_compared_with_its_own_weights_as_a_blob_is_identical(client, bundle):
+    blob = f"blobs/sha256:{hashlib.sha256(bundle['model.safetensors']).hexdigest()}"
+    comparison = await client.inspector.CompareArtifacts(
+        pb.CompareArtifactsRequest(artifact="models/poet", baseline=blob)
+    )
+    assert comparison.is_identical
+    assert comparison.baseline == blob
+    with pytest.raises(InvalidArgument) as caught:
+        await client.inspector.CompareArtifacts(pb.CompareArtifactsRequest(artifact="models/poet"))
+    assert list(caught.value.violations) == ["baseline"]
+
+
+async def test_a_graph_is_listed_node_by_node(client):
+    graph = await client.inspector.InspectGraph(pb.InspectGraphRequest(artifact="models/poet"))
+    assert [node.operator for node in graph.nodes] == ["Gather", "Gelu", "MatMulNBits"]
+
+
+async def test_the_cost_of_fewer_bits_is_measured(client):
+    request = pb.AnalyzeQuantizationRequest(artifact="models/poet")
+    analysis = await client.inspector.AnalyzeQuantization(request)
+    assert analysis.total_size == 2 + 2 * 4
+    assert 0.001 < analysis.totals[0].relative_error < 0.01
+
+
+async def test_memory_is_estimated_for_a_version_and_for_a_configuration_alike(client, bundle):
+    request = pb.EstimateMemoryRequest(artifact="models/poet", batch_size=4)
+    stored = await client.inspector.EstimateMemory(request)
+    assert stored.artifact == "models/poet/versions/1"
+    text = pb.EstimateMemoryRequest(config_json=bundle["config.json"].decode(), batch_size=4)
+    given = await client.inspector.EstimateMemory(text)
+    assert given.serving_bytes == stored.serving_bytes
+    for broken in (pb.EstimateMemoryRequest(), pb.EstimateMemoryRequest(config_json="{}")):
+        with pytest.raises(InvalidArgument):
+            await client.inspector.EstimateMemory(broken)
+
+
+async def test_the_environment_is_validated_with_the_registry_in_it(client):
+    validation = await client.inspector.ValidateEnvironment(pb.ValidateEnvironmentRequest(artifact="models/poet"))
+    outcomes = {check.code: check.outcome for check in validation.checks}
+    assert outcomes["registry"] == pb.CHECK_OUTCOME_PASSED
+    assert outcomes["artifact"] == pb.CHECK_OUTCOME_PASSED
+    assert outcomes["artifact-memory"] == pb.CHECK_OUTCOME_PASSED
+
+
+async def test_without_a_registry_the_machine_is_still_diagnosed_and_the_gap_named(tmp_path):
+    settings = inspector.Settings(port=0, data_dir=tmp_path, registry="127.0.0.1:1")
+    async with (
+        running(inspector.assemble(settings, telemetry("inspector"))) as addresses,
+        AsyncClient(Addresses(**addresses)) as client,
+    ):
+        assert (await client.inspector.DiagnoseSystem(pb.DiagnoseSystemRequest())).HasField("processor")
+        validation = await client.inspector.ValidateEnvironment(pb.ValidateEnvironmentRequest())
+        assert not validation.is_valid
+        assert validation.checks[0].code == "registry"
