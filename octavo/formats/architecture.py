@@ -209,6 +209,10 @@ def _rope_violations(a: Architecture) -> dict[str, str]:
     if a.heads % a.kv_heads:
         near = _divisors_near(a.heads, a.kv_heads)
         wrong["kv_heads"] = f"{a.kv_heads} does not divide heads = {a.heads}; try {near}"
+    if a.family == "llama" and a.width % a.heads:
+        # transformers refuses to load such a config, although head_dim makes it meaningful.
+        near = _divisors_near(a.width, a.heads)
+        wrong["heads"] = f"{a.heads} does not divide the width {a.width}, as llama requires; try {near}"
     if a.head_size % 16:
         # The rotary kernel works on halves of 8-element vectors.
         nearest = max(16, round(a.head_size / 16) * 16)
