@@ -52,6 +52,7 @@ class Outbox:
             self._waiter = asyncio.get_running_loop().create_future()
             self.is_hungry = self._is_streaming
             await self._waiter
+            self.is_hungry = False
         delivery, self._delivery = self._delivery, None
         if delivery is None:
             raise AssertionError("woken without a delivery")
