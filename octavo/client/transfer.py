@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
-from octavo.errors import Aborted, DataLoss, InvalidArgument, NotFound, OctavoError, OutOfRange, Unavailable
+from octavo.errors import Aborted, DataLoss, Internal, InvalidArgument, NotFound, OctavoError, OutOfRange, Unavailable
 from octavo.v1 import errors_pb2
 from octavo.v1.blobs_pb2 import (
     Blob,
@@ -32,6 +32,10 @@ CHUNK_BYTES = 1 << 19
 PATIENCE_S = 30.0
 """How long a transfer goes on trying without a byte of progress, in seconds."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 3.0
+# When a server refuses a stream, grpc.aio may report the write that failed instead of why: with these words. The next
+# attempt listens after its header before it talks, so that a refusal that is still due arrives as what it is.
+_CUT = "Internal error from Core"
+_LISTEN_S = 0.2
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Told how many bytes are through, and how many there are."""
@@ -202,8 +206,7 @@ class _Patience:
 
     def after(self, error: OctavoError, reached: int) -> _Wait:
         """The wait before the next attempt. Raises `error` if it will not help, or none has for long."""
-        is_offset = error.reason == errors_pb2.REASON_OFFSET_MISMATCH
-        if not isinstance(error, Unavailable | Aborted) and not (isinstance(error, OutOfRange) and is_offset):
+        if not _may_pass(error):
             raise error
         if reached > self.best:
             self.best, self.failures, self.since_s = reached, 0, time.monotonic()
@@ -214,17 +217,24 @@ class _Patience:
         return _Wait(random.uniform(longest_s / 2, longest_s))  # noqa: S311 - spreads retries, hides nothing
 
 
+def _may_pass(error: OctavoError) -> bool:
+    """Whether another attempt may fare better."""
+    is_cut = isinstance(error, Internal) and error.message == _CUT
+    is_offset = isinstance(error, OutOfRange) and error.reason == errors_pb2.REASON_OFFSET_MISMATCH
+    return is_cut or is_offset or isinstance(error, Unavailable | Aborted)
+
+
 def _uploading(source: Path | bytes, progress: Progress) -> _Script[Blob]:
     digest, size_bytes = yield _Work(lambda: _described(source))
     # The name says the content: another process that uploads the same bytes goes on with them.
     header = WriteBlobRequest.Header(upload=f"uploads/{digest}", blob=f"blobs/sha256:{digest}", size_bytes=size_bytes)
-    patience, committed = _Patience(), 0
+    patience, committed, listen_s = _Patience(), 0, 0.0
     while True:
         try:
             blob = yield from _existing(header.blob)
             if blob is None:
                 committed = header.offset = yield from _committed(header.upload)
-                blob = yield _Send(_requests(source, header, progress))
+                blob = yield _Send(_requests(source, header, progress, listen_s))
             progress(size_bytes, size_bytes)
             return blob
         except InvalidArgument as error:
@@ -233,6 +243,7 @@ def _uploading(source: Path | bytes, progress: Progress) -> _Script[Blob]:
                 raise
             committed = 0
         except OctavoError as error:
+            listen_s = _LISTEN_S
             yield patience.after(error, committed)
 
 
@@ -260,8 +271,11 @@ def _described(source: Path | bytes) -> tuple[str, int]:
         return digest, file.tell()
 
 
-def _requests(source: Path | bytes, header: WriteBlobRequest.Header, progress: Progress) -> Iterator[WriteBlobRequest]:
+def _requests(
+    source: Path | bytes, header: WriteBlobRequest.Header, progress: Progress, listen_s: float
+) -> Iterator[WriteBlobRequest]:
     yield WriteBlobRequest(header=header)
+    time.sleep(listen_s)
     position = header.offset
     for chunk in _chunks(source, position):
         yield WriteBlobRequest(chunk=chunk)
@@ -289,7 +303,7 @@ class _Partial:
         target.parent.mkdir(parents=True, exist_ok=True)
         self._path = target.with_name(f".{target.name}.{digest[:16]}.partial")
         self._file = self._opened()
-        self.restart(0)
+        self._hasher = hashlib.sha256()
 
     @property
     def size_bytes(self) -> int:
