@@ -62,7 +62,7 @@ def table(kind: type, prefix: str, is_wanted: object) -> Iterator[str]:
     yield "|---|---|---|---|"
     for field in dataclasses.fields(kind):
         if is_wanted(field.name):  # type: ignore[operator]
-            kind_name = getattr(field.type, "__name__", str(field.type)).removeprefix("pathlib._local.")
+            kind_name = getattr(field.type, "__name__", str(field.type)).replace("pathlib.", "")
             meaning = " ".join(meanings[field.name].split())
             variable = f"`{prefix}{field.name.upper()}`"
             yield f"| {variable} | `{kind_name.replace('|', 'or')}` | {default_text(field)} | {meaning} |"
@@ -70,7 +70,7 @@ def table(kind: type, prefix: str, is_wanted: object) -> Iterator[str]:
 
 def default_text(field: "dataclasses.Field[object]") -> str:
     if field.default is not dataclasses.MISSING:
-        return f"`{field.default}`" if field.default not in ("", None) else ""
+        return f"`{field.default}`".replace(f"{ROOT}/", "") if field.default not in ("", None) else ""
     if field.default_factory is not dataclasses.MISSING:
         return f"`{field.default_factory()}`".replace(str(Path.home()), "~")
     return ""
