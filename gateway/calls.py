@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from gateway.parameters import Query, QueryError, parse_query
 from gateway.problems import Problem, refusal
 from gateway.routes import MethodNotAllowed, Route, RouteNotFound, RouteTable
 from gateway.settings import GatewaySettings
-from gateway.streams import Dialect, Framing, RawBytes, Stream, framing
+from gateway.streams import Dialect, Framing, RawBytes, Stream, framing, wants_bytes
 from gateway.templates import PathError
 from gateway.transcode import Transcoding
 from gateway.upstreams import Upstreams
@@ -164,7 +165,7 @@ class Transcoder:
         departure = asyncio.ensure_future(_departure(exchange.receive, call))
         try:
             first = await stream.first()
-            if isinstance(dialect.framing, RawBytes) and first is not grpc.aio.EOF:
+            if binding.transcoding.answers_raw and isinstance(dialect.framing, RawBytes) and first is not grpc.aio.EOF:
                 dialect.framing.content_type = binding.transcoding.answer(first)[0]
             await stream.respond(exchange.send, is_head=exchange.is_head)
         except asyncio.CancelledError:
@@ -175,12 +176,14 @@ class Transcoder:
             await stream.close()
 
     def _dialect(self, binding: Binding, accept: bytes) -> Dialect:
-        is_raw = binding.transcoding.answers_raw
+        transcoding, pool = binding.transcoding, self._contract.pool
+        is_content = bool(transcoding.chunk) and wants_bytes(accept)
+        is_raw = transcoding.answers_raw or is_content
         chosen: Framing = RawBytes() if is_raw else framing(accept)
-        pool = self._contract.pool
+        encode = attrgetter(transcoding.chunk) if is_content else lambda message: transcoding.answer(message)[1]
         return Dialect(
             framing=chosen,
-            encode=(lambda message: binding.transcoding.answer(message)[1]),
+            encode=encode,
             problem_of=binding.problem_of,
             problem_body=lambda problem: problem.body(pool),
             idle_s=self._settings.idle_s,

@@ -189,7 +189,9 @@ class Guarded:
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        taken, is_whole = 0, False
+        is_chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+        # Most requests have no body: nothing to wait for, nothing to count.
+        taken, is_whole = 0, not is_chunked and announced in {b"", b"0"}
 
         async def limited() -> Message:
             nonlocal taken, is_whole

@@ -15,6 +15,7 @@ from gateway.transcode import HTTP_BODY
 
 _DEEPEST_QUERY = 3  # fields inside fields; deeper ones are rare, and a body is better for them
 _EVERYTHING = "*"
+_EVENTS = "The data of each event `message`; `error` holds an Error, `done` {}."
 _DESCRIPTION = """Every RPC of the suite over HTTP and JSON.
 
 - **Names**: `lowerCamelCase`; the proto's own names are taken too. 64-bit integers are strings. Unknown fields and
@@ -225,17 +226,15 @@ def _response(route: Route, schemas: Schemas) -> Schema:
             {"$ref": "#/components/schemas/Error"},
         ]
     }
+    content: dict[str, Schema] = {
+        "application/x-ndjson": {"schema": {**line, "description": "One object a line."}},
+        "text/event-stream": {"schema": {**schema, "description": _EVENTS}},
+    }
+    if "chunk" in answer.fields_by_name:
+        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
     return {
         "description": f"A stream. {_answer_text(route.method, schemas)}".strip(),
-        "content": {
-            "application/x-ndjson": {"schema": {**line, "description": "One object a line."}},
-            "text/event-stream": {
-                "schema": {
-                    **schema,
-                    "description": "The data of each event `message`; `error` holds an Error, `done` {}.",
-                }
-            },
-        },
+        "content": content,
     }
 
 

@@ -67,13 +67,18 @@ class NdJson:
         return data + b"\n"
 
 
+def wants_bytes(accept: bytes) -> bool:
+    """Whether a client asks for content itself, not for messages about it."""
+    return b"application/octet-stream" in accept.lower()
+
+
 def framing(accept: bytes) -> Framing:
     """SSE where the client asks for it, else NDJSON."""
     return ServerSentEvents() if _SSE in accept.lower() else NdJson()
 
 
 class RawBytes:
-    """Chunks of an HttpBody as they come; the first one's content type counts."""
+    """Chunks as they come; of HttpBody messages, the first one's content type counts."""
 
     content_type = b"application/octet-stream"
     heartbeat = b""
@@ -183,5 +188,6 @@ def _silence(idle_s: float) -> Problem:
 
 
 def _identity(message: Any) -> str:
+    """The message's number; 0 is no event, and an `id: 0` would make a browser begin again from the start."""
     sequence = getattr(message, "sequence", None)
-    return str(sequence) if isinstance(sequence, int) and not isinstance(sequence, bool) else ""
+    return str(sequence) if sequence and type(sequence) is int else ""

@@ -47,6 +47,7 @@ class Transcoding:
         self._answer = route.method.output_type
         self._answer_field = _answer_field(route, self._answer)
         self.takes_body = bool(route.body)
+        self.chunk = _chunk_field(self._answer)
         self.cursor: FieldDescriptor | None = _integer_field(self._request, "after_sequence")
 
     def request(self, bindings: Mapping[str, str], query: Query, body: bytes, content_type: bytes) -> Message:
@@ -179,6 +180,12 @@ def _integer_field(request: Descriptor, name: str) -> FieldDescriptor | None:
         FieldDescriptor.CPPTYPE_UINT64,
     }
     return field if is_integer else None
+
+
+def _chunk_field(answer: Descriptor) -> str:
+    """The name of the field that holds the content itself, where the messages of a stream carry some."""
+    field = answer.fields_by_name.get("chunk")
+    return "chunk" if field is not None and field.type == FieldDescriptor.TYPE_BYTES else ""
 
 
 def _check_content_type(content_type: bytes) -> None:

@@ -82,7 +82,7 @@ function about(ways, operation, schemas) {
     const [{ schema }] = Object.values(operation.requestBody.content);
     box.append(heading("Body", schema.$ref ? schemas.typeName(schema) : ""), schemas.fields(schema, { isWriting: true }));
   }
-  const [type, { schema }] = Object.entries(operation.responses["200"].content).pop();
+  const [type, { schema }] = Object.entries(operation.responses["200"].content).find(([name], i, all) => name === "text/event-stream" || all.length === 1);
   const answer = operation["x-streaming"] ? "Each message" : "Answer";
   box.append(heading(answer, schemas.inner(schema) ? schemas.typeName(schema) : type));
   box.append(schemas.inner(schema) ? schemas.fields(schema) : prose(operation.responses["200"].description));

@@ -154,6 +154,13 @@ class Shop:
             await context.abort(grpc.StatusCode.DATA_LOSS, "the disk is gone")
         yield self.http_body("ignored/later", b"two")
 
+    async def read_book(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.note(request, context)
+        yield self.message("ReadBookResponse", chunk=b"\x00one", offset=0)
+        if request.name == "broken":
+            await context.abort(grpc.StatusCode.DATA_LOSS, "the disk is gone")
+        yield self.message("ReadBookResponse", chunk=b"two\xff", offset=4)
+
     async def upload(self, request: Any, context: Any) -> Any:
         self.note(request, context)
         return self.message("Book", name=request.name)

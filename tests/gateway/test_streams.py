@@ -143,6 +143,14 @@ async def test_chunks_of_an_http_body_come_as_they_are_with_the_first_content_ty
     assert (answer.headers["content-type"], answer.content) == ("application/epub+zip", b"onetwo")
 
 
-async def test_bytes_that_break_off_do_not_look_complete(gateway) -> None:
+async def test_content_in_chunks_comes_as_a_file_where_one_is_asked_for(gateway) -> None:
+    answer = await gateway.http.get("/v1/books/a:read", headers={"Accept": "application/octet-stream"})
+    assert (answer.headers["content-type"], answer.content) == ("application/octet-stream", b"\x00onetwo\xff")
+    lines = (await gateway.http.get("/v1/books/a:read")).text.splitlines()
+    assert json.loads(lines[0]) == {"result": {"chunk": "AG9uZQ==", "offset": "0"}}
+
+
+@pytest.mark.parametrize("action", ["stream", "read"])
+async def test_bytes_that_break_off_do_not_look_complete(gateway, action) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
-        await gateway.http.get("/v1/books/broken:stream")
+        await gateway.http.get(f"/v1/books/broken:{action}", headers={"Accept": "application/octet-stream"})
