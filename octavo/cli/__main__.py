@@ -87,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         failure.show(failure.Refusal(str(error)), as_json="--json" in given)
         return failure.EXIT_USAGE
+    except Exception as error:
+        failure.show(failure.defect(error, whereabouts.default_data_dir()), as_json="--json" in given)
+        return failure.EXIT_ERROR
     except KeyboardInterrupt:
         return failure.EXIT_INTERRUPTED
     except SystemExit as exit_:

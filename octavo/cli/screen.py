@@ -10,15 +10,19 @@ from rich.text import Text
 
 Cell = str | Text
 
+_WIDE = 240
+
 
 def stdout() -> Console:
-    """Where results go."""
-    return Console(highlight=False)
+    """Where results go. What no terminal shows has no edge to wrap at."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDE)
 
 
 def stderr() -> Console:
     """Where progress, notes and errors go."""
-    return Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
+    return console if console.is_terminal else Console(stderr=True, highlight=False, width=_WIDE)
 
 
 def print_json(message: Message) -> None:

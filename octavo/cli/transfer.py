@@ -7,16 +7,17 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from octavo.cli import screen
 from octavo.cli.failure import Refusal
 from octavo.client import Client
-from octavo.v1 import blobs_pb2
+from octavo.v1 import blobs_pb2, registry_pb2
 
 
 def upload(client: Client, path: Path) -> blobs_pb2.Blob:
     """Uploads a file and answers with its blob. Raises Refusal when the file cannot be read."""
+    # A transfer waits half a minute for a registry that is away; a person wants to know at once.
+    client.registry.GetRegistryStatistics(registry_pb2.GetRegistryStatisticsRequest())
     try:
-        size_bytes = path.stat().st_size
         with _bar() as bar:
-            task = bar.add_task(f"upload {path.name}", total=size_bytes)
-            return client.upload(path, progress=lambda done_bytes, _: bar.update(task, completed=done_bytes))
+            task = bar.add_task(f"upload {path.name}", total=path.stat().st_size)
+            return client.upload(path, progress=lambda done, total: bar.update(task, completed=done, total=total))
     except OSError as error:
         raise Refusal(f"{path} cannot be read: {error.strerror}") from None
 

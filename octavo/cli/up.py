@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from octavo.cli import options, ports, screen, wording
+from octavo.cli import options, ports, screen, whereabouts, wording
 from octavo.cli.child import Child, exit_words
 from octavo.cli.failure import Refusal
 from octavo.cli.fleet import Fleet
@@ -134,22 +134,19 @@ def _announce(fleet: Fleet, *, as_json: bool) -> None:
     console = screen.stdout()
     console.print(program_table(fleet.addresses, fleet.health()))
     gateway = f"http://{fleet.addresses['gateway']}"
-    octavo = "octavo" if fleet.data_dir == Path.home() / ".octavo" else f"octavo --data {fleet.data_dir}"
-    console.print(
-        screen.facts_grid(
-            [
-                ("", ""),
-                ("data", str(fleet.data_dir)),
-                ("logs", str(fleet.data_dir / "logs")),
-                ("every call", f"{gateway}/docs"),
-                ("go on", f"{octavo} datasets create tiny my-text.txt"),
-                (" ", f"{octavo} train tiny --model poet --time-budget 60s --deploy"),
-                (" ", f'{octavo} generate poet "Once upon a time"'),
-                ("stop", "Ctrl-C"),
-            ]
-        ),
-        soft_wrap=True,
-    )
+    octavo = "octavo" if fleet.data_dir == whereabouts.default_data_dir() else f"octavo --data {fleet.data_dir}"
+    lines = [
+        ("data", str(fleet.data_dir)),
+        ("logs", str(fleet.data_dir / "logs")),
+        ("every call", f"{gateway}/docs"),
+        ("go on", f"{octavo} datasets create tiny my-text.txt"),
+        ("", f"{octavo} train tiny --model poet --time-budget 60s --deploy"),
+        ("", f'{octavo} generate poet "Once upon a time"'),
+        ("stop", "Ctrl-C"),
+    ]
+    console.print()
+    for name, words in lines:
+        console.print(Text.assemble((f"{name:<12}", "dim"), words), soft_wrap=True)
 
 
 def _fell(fallen: Child) -> Refusal:
