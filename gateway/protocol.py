@@ -16,23 +16,29 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _head_bytes = 0
     _is_in_head = True
+    _heads = 0
 
     def data_received(self, data: bytes) -> None:
         """Counts what arrives until the headers are complete."""
-        if self._is_in_head:
-            self._head_bytes += len(data)
+        was_in_head, heads = self._is_in_head, self._heads
         super().data_received(data)
-        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if not self._is_in_head:
+            return
+        # What came along with the end of an earlier request is not counted: one read more is let through.
+        if was_in_head and heads == self._heads:
+            self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(_TOO_LARGE)
             self.transport.close()
-
-    def on_message_begin(self) -> None:
-        """A request begins: its head counts from here."""
-        self._is_in_head = True
-        self._head_bytes = 0
-        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The rest is body, which the application limits."""
         self._is_in_head = False
+        self._heads += 1
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """What comes next is another head."""
+        self._is_in_head = True
+        self._head_bytes = 0
+        super().on_message_complete()
