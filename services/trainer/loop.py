@@ -156,16 +156,19 @@ class Training:
         return Dropout(self.spec.dropout, generator)
 
     def measure_step_s(self, *, at_least_s: float = 1.0) -> float:
-        """Median duration of a step on this machine now, seconds. Leaves the run exactly as it was."""
+        """Median duration of a step on this machine now, seconds. Leaves the run exactly as it was.
+
+        Takes `at_least_s` or two steps, whichever is longer; the first steps, which build kernels, do not count.
+        """
         state = self.state_dict()
         durations: list[float] = []
         first = time.perf_counter()
-        while len(durations) < 5 or time.perf_counter() - first < at_least_s:
+        while len(durations) < 2 or time.perf_counter() - first < at_least_s:
             start = time.perf_counter()
             self.step(len(durations) + 1)
             durations.append(time.perf_counter() - start)
         self.load_state_dict(state)
-        return statistics.median(durations[_CALIBRATION_WARMUP_STEPS:])
+        return statistics.median(durations[min(_CALIBRATION_WARMUP_STEPS, len(durations) - 1) :])
 
     def evaluate(self, step: int) -> pb.Evaluation:
         """Measure the weights that would be exported now on the whole validation part."""

@@ -84,7 +84,7 @@ def resolve(
     architecture = _fill_architecture(full, text)
     _fill_batch(full, architecture, text)
     _fill_stop(full, architecture, text, step_s, spent_s)
-    _fill_rest(full, architecture, text, machine)
+    _fill_rest(full, architecture, text, step_s or estimated_step_s(full, architecture, machine))
     return full
 
 
@@ -229,8 +229,7 @@ def _fill_stop(
         full.steps = steps_within(full.time_budget.ToNanoseconds() / 1e9 - spent_s, step_s)
 
 
-def _fill_rest(full: pb.TrainSpec, architecture: Architecture, text: TextFacts, machine: Machine) -> None:
-    step_s = estimated_step_s(full, architecture, machine)
+def _fill_rest(full: pb.TrainSpec, architecture: Architecture, text: TextFacts, step_s: float) -> None:
     total_steps = _total_steps(full, step_s)
     epochs = total_steps * full.batch_size * architecture.context_length / max(1, text.train_tokens)
     recipe.fill_optimizer(full.optimizer, architecture)
