@@ -514,7 +514,7 @@ Global___DeleteDatasetRequest: _TypeAlias = DeleteDatasetRequest  # noqa: Y015
 
 @_typing.final
 class RepairDatasetRequest(_message.Message):
-    """Mends a dataset of rows."""
+    """Mends a dataset of rows; text has none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -527,7 +527,7 @@ class RepairDatasetRequest(_message.Message):
     name: _builtins.str
     """`datasets/{id}`."""
     drop_empty_rows: _builtins.bool
-    """Leave out rows that are empty in a required column."""
+    """Leave out rows that are empty in a required column: one that every row has."""
     drop_duplicates: _builtins.bool
     """Keep one of equal rows."""
     drop_damaged_rows: _builtins.bool
@@ -584,7 +584,7 @@ class RepairDatasetResponse(_message.Message):
     DROPPED_ROWS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dataset(self) -> Global___Dataset:
-        """The dataset, in its new version."""
+        """The dataset, in its new version; in its present one if nothing was left out."""
 
     @_builtins.property
     def dropped_rows(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:

@@ -91,7 +91,8 @@ class DatasetsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateDataset(self, request, context):
-        """Makes version 1 of a new dataset from an uploaded blob.
+        """Makes the first version of a new dataset from an uploaded blob. The numbers of a deleted dataset's versions are
+        not given again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,7 +134,8 @@ class DatasetsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadRows(self, request, context):
-        """Reads rows, or passages of text, in order.
+        """Reads rows, or lines of text, in order; a line of more than 65,536 characters is cut. A page may be shorter than
+        asked for: it ends at about 1 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,9 @@ class DatasetsStub:
     Nothing is kept.
     """
     CreateDataset: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.CreateDatasetRequest, _datasets_pb2.Dataset]
-    """Makes version 1 of a new dataset from an uploaded blob."""
+    """Makes the first version of a new dataset from an uploaded blob. The numbers of a deleted dataset's versions are
+    not given again.
+    """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.GetDatasetRequest, _datasets_pb2.Dataset]
     """Reads a dataset: its newest version, or the one named."""
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetsRequest, _datasets_pb2.ListDatasetsResponse]
@@ -51,7 +53,9 @@ class DatasetsStub:
     RepairDataset: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.RepairDatasetRequest, _datasets_pb2.RepairDatasetResponse]
     """Makes the next version of a dataset with its empty, damaged or doubled rows left out."""
     ReadRows: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.ReadRowsRequest, _datasets_pb2.ReadRowsResponse]
-    """Reads rows, or passages of text, in order."""
+    """Reads rows, or lines of text, in order; a line of more than 65,536 characters is cut. A page may be shorter than
+    asked for: it ends at about 1 MiB.
+    """
 
 @_typing.type_check_only
 class DatasetsAsyncStub(DatasetsStub):
@@ -63,7 +67,9 @@ class DatasetsAsyncStub(DatasetsStub):
     Nothing is kept.
     """
     CreateDataset: _aio.UnaryUnaryMultiCallable[_datasets_pb2.CreateDatasetRequest, _datasets_pb2.Dataset]  # type: ignore[assignment]
-    """Makes version 1 of a new dataset from an uploaded blob."""
+    """Makes the first version of a new dataset from an uploaded blob. The numbers of a deleted dataset's versions are
+    not given again.
+    """
     GetDataset: _aio.UnaryUnaryMultiCallable[_datasets_pb2.GetDatasetRequest, _datasets_pb2.Dataset]  # type: ignore[assignment]
     """Reads a dataset: its newest version, or the one named."""
     ListDatasets: _aio.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetsRequest, _datasets_pb2.ListDatasetsResponse]  # type: ignore[assignment]
@@ -75,7 +81,9 @@ class DatasetsAsyncStub(DatasetsStub):
     RepairDataset: _aio.UnaryUnaryMultiCallable[_datasets_pb2.RepairDatasetRequest, _datasets_pb2.RepairDatasetResponse]  # type: ignore[assignment]
     """Makes the next version of a dataset with its empty, damaged or doubled rows left out."""
     ReadRows: _aio.UnaryUnaryMultiCallable[_datasets_pb2.ReadRowsRequest, _datasets_pb2.ReadRowsResponse]  # type: ignore[assignment]
-    """Reads rows, or passages of text, in order."""
+    """Reads rows, or lines of text, in order; a line of more than 65,536 characters is cut. A page may be shorter than
+    asked for: it ends at about 1 MiB.
+    """
 
 class DatasetsServicer(metaclass=_abc_1.ABCMeta):
     """Text and rows to learn from: immutable, numbered versions under one name."""
@@ -96,7 +104,9 @@ class DatasetsServicer(metaclass=_abc_1.ABCMeta):
         request: _datasets_pb2.CreateDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_datasets_pb2.Dataset, _abc.Awaitable[_datasets_pb2.Dataset]]:
-        """Makes version 1 of a new dataset from an uploaded blob."""
+        """Makes the first version of a new dataset from an uploaded blob. The numbers of a deleted dataset's versions are
+        not given again.
+        """
 
     @_abc_1.abstractmethod
     def GetDataset(
@@ -144,6 +154,8 @@ class DatasetsServicer(metaclass=_abc_1.ABCMeta):
         request: _datasets_pb2.ReadRowsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_datasets_pb2.ReadRowsResponse, _abc.Awaitable[_datasets_pb2.ReadRowsResponse]]:
-        """Reads rows, or passages of text, in order."""
+        """Reads rows, or lines of text, in order; a line of more than 65,536 characters is cut. A page may be shorter than
+        asked for: it ends at about 1 MiB.
+        """
 
 def add_DatasetsServicer_to_server(servicer: DatasetsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -130,14 +130,16 @@ class Deployment(_message.Message):
     description: _builtins.str
     """What it is for; up to 2,000 characters."""
     revision: _builtins.int
-    """Counts the changes of `targets`, from 1."""
+    """Counts the changes of `targets` and of what they resolve to, from 1; a name made again goes on counting."""
     state: Global___DeploymentState.ValueType
     """The worst of what the servers report of the present revision; PENDING while none has."""
     etag: _builtins.str
     """Changes with every change of what is wanted; sent back with an update, it makes the update conditional."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentTarget]:
-        """What answers, by share of the traffic: 1 to 8 targets."""
+        """What answers, by share of the traffic: 1 to 8 targets. When an alias moves to a version that is a target
+        already, both mean the same version and their shares add up.
+        """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -188,7 +190,7 @@ class DeploymentTarget(_message.Message):
     PRECISION_FIELD_NUMBER: _builtins.int
     RESOLVED_VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """What to serve: `models/poet/versions/3`, or `models/poet@champion` to follow an alias."""
+    """What to serve: `models/poet/versions/3`, or `models/poet@champion` to follow an alias. A model alone is refused."""
     weight: _builtins.int
     """Its share of the traffic, relative to the sum of all; 0 loads it without traffic. One target alone may leave
     it unset.

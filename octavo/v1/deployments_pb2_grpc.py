@@ -130,15 +130,17 @@ class DeploymentsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Returns to the targets of an earlier revision, as a new revision.
+        """Returns to the versions of an earlier revision, as a new revision: what followed an alias that means another
+        version by now is pinned to the version it meant then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchDeployments(self, request, context):
-        """Streams all deployments as they are, then every change, in order. A target's alias is resolved here: moving
-        an alias is a change of each deployment that follows it.
+        """Streams all deployments as they are, then what changes, in order; of several changes of one deployment a slow
+        reader may get the last alone. A target's alias is resolved here: moving an alias is a change, and a revision,
+        of each deployment that follows it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

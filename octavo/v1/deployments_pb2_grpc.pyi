@@ -47,10 +47,13 @@ class DeploymentsStub:
     Promote: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.PromoteRequest, _deployments_pb2.Deployment]
     """Gives all traffic to one of the deployment's targets, or to a new version."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.RollbackRequest, _deployments_pb2.Deployment]
-    """Returns to the targets of an earlier revision, as a new revision."""
+    """Returns to the versions of an earlier revision, as a new revision: what followed an alias that means another
+    version by now is pinned to the version it meant then.
+    """
     WatchDeployments: _grpc.UnaryStreamMultiCallable[_deployments_pb2.WatchDeploymentsRequest, _deployments_pb2.DeploymentEvent]
-    """Streams all deployments as they are, then every change, in order. A target's alias is resolved here: moving
-    an alias is a change of each deployment that follows it.
+    """Streams all deployments as they are, then what changes, in order; of several changes of one deployment a slow
+    reader may get the last alone. A target's alias is resolved here: moving an alias is a change, and a revision,
+    of each deployment that follows it.
     """
     ReportDeploymentStatus: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.ReportDeploymentStatusRequest, _deployments_pb2.Deployment]
     """A server says what it serves. Called by inference on every change."""
@@ -73,10 +76,13 @@ class DeploymentsAsyncStub(DeploymentsStub):
     Promote: _aio.UnaryUnaryMultiCallable[_deployments_pb2.PromoteRequest, _deployments_pb2.Deployment]  # type: ignore[assignment]
     """Gives all traffic to one of the deployment's targets, or to a new version."""
     Rollback: _aio.UnaryUnaryMultiCallable[_deployments_pb2.RollbackRequest, _deployments_pb2.Deployment]  # type: ignore[assignment]
-    """Returns to the targets of an earlier revision, as a new revision."""
+    """Returns to the versions of an earlier revision, as a new revision: what followed an alias that means another
+    version by now is pinned to the version it meant then.
+    """
     WatchDeployments: _aio.UnaryStreamMultiCallable[_deployments_pb2.WatchDeploymentsRequest, _deployments_pb2.DeploymentEvent]  # type: ignore[assignment]
-    """Streams all deployments as they are, then every change, in order. A target's alias is resolved here: moving
-    an alias is a change of each deployment that follows it.
+    """Streams all deployments as they are, then what changes, in order; of several changes of one deployment a slow
+    reader may get the last alone. A target's alias is resolved here: moving an alias is a change, and a revision,
+    of each deployment that follows it.
     """
     ReportDeploymentStatus: _aio.UnaryUnaryMultiCallable[_deployments_pb2.ReportDeploymentStatusRequest, _deployments_pb2.Deployment]  # type: ignore[assignment]
     """A server says what it serves. Called by inference on every change."""
@@ -138,7 +144,9 @@ class DeploymentsServicer(metaclass=_abc_1.ABCMeta):
         request: _deployments_pb2.RollbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployments_pb2.Deployment, _abc.Awaitable[_deployments_pb2.Deployment]]:
-        """Returns to the targets of an earlier revision, as a new revision."""
+        """Returns to the versions of an earlier revision, as a new revision: what followed an alias that means another
+        version by now is pinned to the version it meant then.
+        """
 
     @_abc_1.abstractmethod
     def WatchDeployments(
@@ -146,8 +154,9 @@ class DeploymentsServicer(metaclass=_abc_1.ABCMeta):
         request: _deployments_pb2.WatchDeploymentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_deployments_pb2.DeploymentEvent], _abc.AsyncIterator[_deployments_pb2.DeploymentEvent]]:
-        """Streams all deployments as they are, then every change, in order. A target's alias is resolved here: moving
-        an alias is a change of each deployment that follows it.
+        """Streams all deployments as they are, then what changes, in order; of several changes of one deployment a slow
+        reader may get the last alone. A target's alias is resolved here: moving an alias is a change, and a revision,
+        of each deployment that follows it.
         """
 
     @_abc_1.abstractmethod

@@ -24,7 +24,7 @@ def resolved(
     """
     if not 1 <= len(targets) <= _MAXIMUM:
         raise InvalidArgument.field(field, f"{len(targets)} targets; 1 to {_MAXIMUM}")
-    found = [_resolved(connection, target, f"{field}[{index}]") for index, target in enumerate(targets)]
+    found = follow(connection, targets, field)
     if len({(target.resolved_version, target.precision) for target in found}) < len(found):
         shown = described(found)
         raise InvalidArgument.field(
@@ -33,6 +33,16 @@ def resolved(
     if len(found) > 1 and not any(target.weight for target in found):
         raise InvalidArgument.field(field, "no target has a weight; at least one is above 0")
     return found
+
+
+def follow(
+    connection: Connection, targets: Sequence[DeploymentTarget], field: str = _FIELD
+) -> list[DeploymentTarget]:
+    """The targets with the versions that they mean now; two may mean the same one, and their shares add up.
+
+    That is what a canary that becomes the champion looks like: its alias moves to the version beside it.
+    """
+    return [_resolved(connection, target, f"{field}[{index}]") for index, target in enumerate(targets)]
 
 
 def replace(connection: Connection, deployment: str, targets: Sequence[DeploymentTarget]) -> None:

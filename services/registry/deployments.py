@@ -171,7 +171,7 @@ def follow_alias(change: Change, model: str, alias: str) -> None:
     """Makes a new revision of every deployment that follows an alias which has moved."""
     for deployment in following(change.connection, model, alias):
         current = get(change.connection, deployment)
-        targets = deployment_targets.resolved(change.connection, current.targets)
+        targets = deployment_targets.follow(change.connection, current.targets)
         revise(change, deployment, targets)
         facts = {
             "alias": names.alias_name(model, alias),

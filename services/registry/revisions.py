@@ -36,7 +36,7 @@ def rollback(change: Change, request: RollbackRequest) -> Deployment:
     etags.check(request.etag, current.etag, current.name)
     earlier = _earlier(change.connection, deployment, request.revision, current)
     wanted = [_pinned(change.connection, target) for target in earlier.targets]
-    targets = deployment_targets.resolved(change.connection, wanted, "revision")
+    targets = deployment_targets.follow(change.connection, wanted, "revision")
     return _revised(change, "deployment.rolled_back", current, targets)
 
 
