@@ -6,9 +6,10 @@ Reads headers only. Everything here runs in a worker thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Final
 
-from octavo.errors import FailedPrecondition, NotFound
+from octavo.errors import FailedPrecondition, InvalidArgument, NotFound
 from octavo.v1 import inspector_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.inspector import external_data, file_formats
@@ -67,6 +68,16 @@ class Contents:
     def tensor_paths(self) -> list[str]:
         """The files whose tensors can be listed, in the order of the manifest."""
         return [file.path for file in self.artifact.files if self.format(file.path) in _WITH_TENSORS]
+
+    def external_paths(self) -> set[str]:
+        """The files that sound graphs of the artifact point into."""
+        paths = set()
+        for file in self.artifact.files:
+            if self.format(file.path) == pb.FILE_FORMAT_ONNX:
+                with suppress(InvalidArgument):
+                    locations = {item.location for item in self.graph(file.path).initializers if item.location}
+                    paths |= {external_data.locate(self.artifact, file.path, text)[0] for text in locations}
+        return paths - {""}
 
     def weights_path(self) -> str:
         """The file with the trained weights: model.safetensors, else the largest with tensors; NotFound if none."""

@@ -12,7 +12,7 @@ from typing import Final
 from octavo.errors import InvalidArgument, OctavoError
 from octavo.formats.architecture import Architecture
 from octavo.v1 import inspector_pb2 as pb
-from services.inspector import anatomy, external_data, findings, graph_summary
+from services.inspector import anatomy, findings, graph_summary
 from services.inspector.artifacts import ArtifactFile
 from services.inspector.configuration import CONFIG, read_config
 from services.inspector.contents import Contents, identity
@@ -124,11 +124,7 @@ def _usage(tensors: Iterable[pb.TensorDescription]) -> list[pb.TypeUsage]:
 
 def _mark_external_data(contents: Contents, result: pb.ArtifactInspection) -> None:
     """A file of unknown content that a graph points into is its data."""
-    pointed = {
-        external_data.locate(contents.artifact, file.path, usage.location)[0]
-        for file in result.files
-        for usage in file.graph.external_data
-    }
+    pointed = contents.external_paths()
     for file in result.files:
         if file.path in pointed and file.format in (pb.FILE_FORMAT_UNKNOWN, pb.FILE_FORMAT_TEXT):
             file.format = pb.FILE_FORMAT_EXTERNAL_DATA

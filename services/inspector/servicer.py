@@ -16,6 +16,7 @@ from octavo.v1 import inspector_pb2 as pb
 from octavo.v1.inspector_pb2_grpc import InspectorServicer as Contract
 from services.inspector import environment
 from services.inspector.artifacts import Artifacts
+from services.inspector.audit import audit
 from services.inspector.comparison import compare
 from services.inspector.configuration import parse_config, read_architecture
 from services.inspector.contents import Contents
@@ -74,6 +75,11 @@ class InspectorServicer(Contract):
         contents = await self._open(request.artifact, budget)
         baseline = await self._open(request.baseline, budget, field="baseline")
         return await self._work(budget, lambda: compare(contents, baseline, request))
+
+    async def AuditArtifact(self, request: pb.AuditArtifactRequest, context: Any) -> pb.ArtifactAudit:
+        budget = Budget(self._settings.value_read_limit_bytes)
+        contents = await self._open(request.artifact, budget)
+        return await self._work(budget, lambda: audit(contents, request.path))
 
     async def InspectGraph(self, request: pb.InspectGraphRequest, context: Any) -> pb.GraphInspection:
         budget = Budget(self._settings.header_read_limit_bytes)
