@@ -17,6 +17,7 @@ from services.inference.outbox import Courier
 from services.inference.rehearsal import Rehearsal
 from services.inference.sampler import Sampler
 from services.inference.scheduler import Scheduler
+from services.inference.score_session import ScoreSession
 from services.inference.served_model import Key, LoadedModel, end_ids, precision_word
 from services.inference.session import Session
 from services.inference.settings import InferenceSettings
@@ -62,6 +63,13 @@ class Loader:
             architecture=architecture,
             tokenizer=bundle.tokenizer,
             engine=engine,
+            score_session=ScoreSession(
+                directory,
+                architecture,
+                capacity=capacity,
+                chunk_tokens=self._settings.chunk_tokens,
+                threads=self._threads(architecture),
+            ),
             end_ids=end_ids(directory, bundle.tokenizer),
             capacity=capacity,
             cache_size_bytes=cache.size_bytes,
@@ -93,16 +101,18 @@ class Loader:
             )
         return slots
 
-    def _session(self, graph: Path, cache: KvCache, architecture: Architecture) -> Session:
+    def _threads(self, architecture: Architecture) -> int:
         # With more threads than heads the attention kernel splits a row among threads, in another way when a batch
         # has more rows: a sequence's bits would depend on its company.
-        threads = min(self._settings.thread_count, architecture.heads)
+        return min(self._settings.thread_count, architecture.heads)
+
+    def _session(self, graph: Path, cache: KvCache, architecture: Architecture) -> Session:
         try:
             return Session(
                 graph,
                 cache,
                 vocab_size=architecture.vocab_size,
-                threads=threads,
+                threads=self._threads(architecture),
                 allow_spinning=self._settings.allow_spinning,
             )
         except OctavoError:

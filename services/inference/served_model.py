@@ -29,6 +29,7 @@ from octavo.v1.inference_pb2 import (
 from services.inference.engine import Engine
 from services.inference.outbox import Outbox
 from services.inference.sampler import Sampling
+from services.inference.score_session import ScoreSession
 from services.inference.sequence import Sequence
 from services.inference.transcript import Transcript
 
@@ -71,6 +72,7 @@ class LoadedModel:
     architecture: Architecture
     tokenizer: Tokenizer
     engine: Engine
+    score_session: ScoreSession
     end_ids: frozenset[int]
     capacity: int
     cache_size_bytes: int

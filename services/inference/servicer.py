@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from octavo.errors import InvalidArgument, NotFound
 from octavo.v1 import inference_pb2, inference_pb2_grpc
 from octavo.v1.errors_pb2 import Reason
-from services.inference import metrics, parameters, replies
+from services.inference import metrics, parameters, replies, text_answers
 from services.inference.outbox import Outbox
 from services.inference.roster import Roster
 from services.inference.sequence import Sequence
@@ -70,10 +70,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         yield replies.done(sequence, ending, served.key.version)
 
     async def Score(self, request: inference_pb2.ScoreRequest, context: Context) -> inference_pb2.ScoreResponse:
-        raise NotImplementedError
+        served = await self._find(request.model)
+        with served.lease() as loaded:
+            return await text_answers.score(loaded, request, served.key.version)
 
     async def Embed(self, request: inference_pb2.EmbedRequest, context: Context) -> inference_pb2.EmbedResponse:
-        raise NotImplementedError
+        served = await self._find(request.model)
+        with served.lease() as loaded:
+            return await text_answers.embed(loaded, request, served.key.version)
 
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context

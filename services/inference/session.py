@@ -27,7 +27,9 @@ class Session:
     def __init__(self, path: Path, cache: KvCache, *, vocab_size: int, threads: int, allow_spinning: bool) -> None:
         self.cache = cache
         self.vocab_size = vocab_size
-        self._session = ort.InferenceSession(str(path), _options(threads, allow_spinning), providers=list(PROVIDERS))
+        self._session = ort.InferenceSession(
+            str(path), session_options(threads, allow_spinning=allow_spinning), providers=list(PROVIDERS)
+        )
         names = {entry.name for entry in self._session.get_inputs()}
         _check_contract(names, {entry.name for entry in self._session.get_outputs()}, cache)
         self._has_positions = "position_ids" in names
@@ -53,9 +55,9 @@ class Session:
         count = len(token_ids)
         ids = np.ascontiguousarray(token_ids).reshape(1, count)
         positions = np.arange(start, start + count, dtype=np.int64).reshape(1, count)
-        _bind(binding, "input_ids", ids)
+        bind(binding, "input_ids", ids)
         if self._has_positions:
-            _bind(binding, "position_ids", positions)
+            bind(binding, "position_ids", positions)
         self._prefill_length[0] = start + count - 1
         self._prefill_last[0] = count - 1
         # The kernel takes a run for a first prompt exactly when this equals the chunk's length, that is at start 0.
@@ -107,22 +109,22 @@ class Session:
 
     def _bound(self, rows: slice) -> ort.IOBinding:
         binding = self._session.io_binding()
-        _bind(binding, "input_ids", self.token_ids[rows])
+        bind(binding, "input_ids", self.token_ids[rows])
         if self._has_positions:
-            _bind(binding, "position_ids", self.positions[rows])
-        _bind(binding, "seqlens_k", self.lengths[rows])
-        _bind(binding, "total_sequence_length", self._total)
-        _bind(binding, "last_token", self._last_of_one[rows])
-        _bind_output(binding, "logits", self._logits[rows])
+            bind(binding, "position_ids", self.positions[rows])
+        bind(binding, "seqlens_k", self.lengths[rows])
+        bind(binding, "total_sequence_length", self._total)
+        bind(binding, "last_token", self._last_of_one[rows])
+        bind_output(binding, "logits", self._logits[rows])
         self._bind_cache(binding, rows)
         return binding
 
     def _bind_prefill(self, row: int) -> ort.IOBinding:
         binding = self._session.io_binding()
-        _bind(binding, "seqlens_k", self._prefill_length)
-        _bind(binding, "total_sequence_length", self._total)
-        _bind(binding, "last_token", self._prefill_last)
-        _bind_output(binding, "logits", self._prefill_logits)
+        bind(binding, "seqlens_k", self._prefill_length)
+        bind(binding, "total_sequence_length", self._total)
+        bind(binding, "last_token", self._prefill_last)
+        bind_output(binding, "logits", self._prefill_logits)
         self._bind_cache(binding, slice(row, row + 1))
         self._prefill_bindings[row] = binding
         return binding
@@ -130,11 +132,12 @@ class Session:
     def _bind_cache(self, binding: ort.IOBinding, rows: slice) -> None:
         """Past and present are one memory: the kernel then writes in place instead of copying the whole cache."""
         for name, tensor in self.cache.tensors.items():
-            _bind(binding, f"past_{name}", tensor[rows])
-            _bind_output(binding, f"present_{name}", tensor[rows])
+            bind(binding, f"past_{name}", tensor[rows])
+            bind_output(binding, f"present_{name}", tensor[rows])
 
 
-def _options(threads: int, allow_spinning: bool) -> ort.SessionOptions:
+def session_options(threads: int, *, allow_spinning: bool) -> ort.SessionOptions:
+    """How our sessions are set up."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -144,11 +147,13 @@ def _options(threads: int, allow_spinning: bool) -> ort.SessionOptions:
     return options
 
 
-def _bind(binding: ort.IOBinding, name: str, array: NDArray[np.generic]) -> None:
+def bind(binding: ort.IOBinding, name: str, array: NDArray[np.generic]) -> None:
+    """Makes an array an input by its address: it must live as long as the binding is run."""
     binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
 
-def _bind_output(binding: ort.IOBinding, name: str, array: NDArray[np.float32]) -> None:
+def bind_output(binding: ort.IOBinding, name: str, array: NDArray[np.float32]) -> None:
+    """Makes an array what an output is written into."""
     binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
 

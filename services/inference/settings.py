@@ -27,7 +27,7 @@ class InferenceSettings(ProgramSettings):
     allow_spinning: bool = False
     """Lets these threads burn a core while they wait for one another: a little faster on idle machines, several
     times slower on shared ones."""
-    messages_per_s: int = 1500
+    messages_per_s: int = 500
     """Most stream messages to write per second and served model, first and last ones not counted: tokens that come
     faster travel together."""
 

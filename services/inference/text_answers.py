@@ -1,0 +1,125 @@
+"""Score and Embed, answered: requests checked, texts read one by one beside the event loop, replies built."""
+
+import asyncio
+import math
+
+import numpy as np
+
+from octavo.errors import InvalidArgument
+from octavo.v1.errors_pb2 import Reason
+from octavo.v1.inference_pb2 import (
+    Embedding,
+    EmbedRequest,
+    EmbedResponse,
+    Pooling,
+    ScoreRequest,
+    ScoreResponse,
+    TextInput,
+    TextScore,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from services.inference import scoring
+from services.inference.served_model import LoadedModel
+
+INPUT_LIMIT = 256
+TOP_LIMIT = 20
+
+
+async def score(loaded: LoadedModel, request: ScoreRequest, version: str) -> ScoreResponse:
+    """Raises InvalidArgument naming the input that is wrong; nothing is computed then."""
+    _check_count(len(request.inputs))
+    if not 0 <= request.top_logprobs <= TOP_LIMIT:
+        raise InvalidArgument.field("top_logprobs", f"{request.top_logprobs} is not between 0 and {TOP_LIMIT}")
+    pairs = []
+    for index, given in enumerate(request.inputs):
+        field = f"inputs[{index}]"
+        context = _token_ids(loaded, given.context, f"{field}.context") if given.context.WhichOneof("content") else []
+        continuation = _required(loaded, given.continuation, f"{field}.continuation")
+        _check_length(loaded, len(context) + len(continuation), field)
+        pairs.append((context, continuation))
+    response = ScoreResponse(version=version, usage=Usage(prompt_tokens=sum(len(a) + len(b) for a, b in pairs)))
+    for context, continuation in pairs:
+        scores, is_greedy = await asyncio.to_thread(
+            scoring.score, loaded.score_session, context, continuation, request.top_logprobs
+        )
+        response.scores.append(_text_score(loaded, scores, is_greedy=is_greedy))
+    return response
+
+
+async def embed(loaded: LoadedModel, request: EmbedRequest, version: str) -> EmbedResponse:
+    """Raises InvalidArgument naming the input that is wrong; nothing is computed then."""
+    _check_count(len(request.inputs))
+    width = loaded.architecture.width
+    dimensions = request.dimensions if request.HasField("dimensions") else width
+    if not 1 <= dimensions <= width:
+        raise InvalidArgument.field("dimensions", f"{dimensions} is not between 1 and the model's {width}")
+    texts = []
+    for index, given in enumerate(request.inputs):
+        texts.append(_required(loaded, given, f"inputs[{index}]"))
+        _check_length(loaded, len(texts[-1]), f"inputs[{index}]")
+    response = EmbedResponse(version=version, usage=Usage(prompt_tokens=sum(map(len, texts))))
+    for token_ids in texts:
+        values = await asyncio.to_thread(
+            scoring.embed,
+            loaded.score_session,
+            token_ids,
+            takes_last=request.pooling == Pooling.POOLING_LAST,
+            dimensions=dimensions,
+            normalize=request.normalize if request.HasField("normalize") else True,
+        )
+        response.embeddings.append(Embedding(values=values))
+    return response
+
+
+def _text_score(loaded: LoadedModel, scores: list[scoring.TokenScore], *, is_greedy: bool) -> TextScore:
+    known = [entry.log_probability for entry in scores if entry.log_probability is not None]
+    total = math.fsum(known)
+    token = loaded.tokenizer.token
+    return TextScore(
+        tokens=[
+            TokenLogprob(
+                token_id=entry.token_id,
+                token=token(entry.token_id),
+                logprob=entry.log_probability,
+                top_logprobs=[TopLogprob(token_id=i, token=token(i), logprob=value) for i, value in entry.best],
+            )
+            for entry in scores
+        ],
+        total_logprob=total,
+        perplexity=math.exp(-total / len(known)) if known else 1.0,
+        is_greedy=is_greedy,
+    )
+
+
+def _required(loaded: LoadedModel, given: TextInput, field: str) -> list[int]:
+    token_ids = _token_ids(loaded, given, field)
+    if not token_ids:
+        raise InvalidArgument.field(
+            field, "empty; send at least one character or token", reason=Reason.REASON_MISSING_FIELD
+        )
+    return token_ids
+
+
+def _token_ids(loaded: LoadedModel, given: TextInput, field: str) -> list[int]:
+    if given.WhichOneof("content") != "tokens":
+        return loaded.encode(given.text, f"{field}.text")
+    loaded.check_ids(np.array(given.tokens.token_ids, np.int64), f"{field}.tokens.token_ids")
+    return list(given.tokens.token_ids)
+
+
+def _check_count(count: int) -> None:
+    if not 1 <= count <= INPUT_LIMIT:
+        raise InvalidArgument.field("inputs", f"{count} texts; send 1 to {INPUT_LIMIT}")
+
+
+def _check_length(loaded: LoadedModel, length: int, field: str) -> None:
+    if length > loaded.capacity:
+        raise InvalidArgument.field(
+            field,
+            f"{length} tokens do not fit into the context of {loaded.capacity}",
+            reason=Reason.REASON_PROMPT_TOO_LONG,
+            prompt_tokens=length,
+            context_length=loaded.capacity,
+        )

@@ -1,0 +1,137 @@
+import math
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from octavo.errors import InvalidArgument
+from octavo.formats.conformance import Conformance
+from octavo.v1.inference_pb2 import (
+    EmbedRequest,
+    GenerateRequest,
+    GenerationParameters,
+    Pooling,
+    ScoreInput,
+    ScoreRequest,
+    TextInput,
+    TokenSequence,
+)
+
+MODEL = "deployments/poet"
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def poet(open_suite, bundles, tmp_path_factory):
+    async with open_suite(tmp_path_factory.mktemp("suite")) as suite:
+        await suite.deploy(await suite.publish(bundles("qwen3")))
+        yield suite
+
+
+def tokens(*token_ids):
+    return TextInput(tokens=TokenSequence(token_ids=token_ids))
+
+
+def text(value):
+    return TextInput(text=value)
+
+
+async def scored(suite, *inputs, top=0):
+    reply = await suite.inference.Score(ScoreRequest(model=MODEL, inputs=inputs, top_logprobs=top))
+    return reply.scores
+
+
+async def test_scores_are_what_the_exporter_measured(poet, bundles):
+    for vector in Conformance.read(bundles("qwen3")).precisions["fp32"].vectors:
+        (score,) = await scored(
+            poet, ScoreInput(context=tokens(*vector.prompt), continuation=tokens(*vector.greedy)), top=3
+        )
+        found = [entry.logprob for entry in score.tokens]
+        assert found == pytest.approx(vector.log_probabilities, abs=1e-4)
+        assert score.is_greedy
+        assert [entry.top_logprobs[0].token_id for entry in score.tokens] == list(vector.greedy)
+        assert score.total_logprob == pytest.approx(sum(found))
+        assert score.perplexity == pytest.approx(math.exp(-sum(found) / len(found)))
+
+
+async def test_a_text_without_context_has_no_log_probability_for_its_first_token(poet):
+    (score,) = await scored(poet, ScoreInput(continuation=text("TO BE")))
+    assert [entry.token for entry in score.tokens] == list("TO BE")
+    assert [entry.HasField("logprob") for entry in score.tokens] == [False, True, True, True, True]
+    (single,) = await scored(poet, ScoreInput(continuation=text("T")))
+    assert (len(single.tokens), single.perplexity) == (1, 1.0)
+
+
+async def test_context_and_continuation_score_as_the_whole_does(poet):
+    whole = "TO BE, OR NOT TO BE"
+    (all_of_it,) = await scored(poet, ScoreInput(continuation=text(whole)))
+    (rest,) = await scored(poet, ScoreInput(context=text(whole[:7]), continuation=text(whole[7:])))
+    assert list(rest.tokens) == list(all_of_it.tokens[7:])
+
+
+async def test_probabilities_of_all_tokens_sum_to_one(poet):
+    (score,) = await scored(poet, ScoreInput(continuation=text("TO")), top=20)
+    tops = [entry.logprob for entry in score.tokens[1].top_logprobs]
+    assert tops == sorted(tops, reverse=True)
+    assert len(tops) == 20
+    assert 0 < sum(map(math.exp, tops)) <= 1
+
+
+async def test_scoring_changes_no_generation(poet):
+    request = GenerateRequest(
+        model=MODEL, prompt="TO BE", parameters=GenerationParameters(max_tokens=20, seed=4, ignore_eos=True)
+    )
+    before = await poet.inference.Generate(request)
+    await scored(poet, *[ScoreInput(continuation=text("A" * 90))] * 4)
+    assert (await poet.inference.Generate(request)).completions == before.completions
+
+
+async def embedded(suite, *inputs, **fields):
+    reply = await suite.inference.Embed(EmbedRequest(model=MODEL, inputs=inputs, **fields))
+    return [np.array(entry.values) for entry in reply.embeddings]
+
+
+async def test_a_vector_is_of_length_one_and_the_same_for_text_and_tokens(poet):
+    vectors = await embedded(poet, text("TO BE"), tokens(*range(40)))
+    assert [len(vector) for vector in vectors] == [32, 32]
+    assert [float(np.linalg.norm(vector)) for vector in vectors] == pytest.approx([1, 1], abs=1e-6)
+    again = await embedded(poet, tokens(*range(40)))
+    assert (again[0] == vectors[1]).all()
+
+
+async def test_pooling_dimensions_and_scale_can_be_chosen(poet):
+    (mean,) = await embedded(poet, text("TO BE"), normalize=False)
+    (last,) = await embedded(poet, text("TO BE"), normalize=False, pooling=Pooling.POOLING_LAST)
+    (short,) = await embedded(poet, text("TO BE"), normalize=False, dimensions=8)
+    assert not np.allclose(mean, last)
+    assert (short == mean[:8]).all()
+    (single,) = await embedded(poet, text("T"), normalize=False)
+    (single_last,) = await embedded(poet, text("T"), normalize=False, pooling=Pooling.POOLING_LAST)
+    assert (single == single_last).all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field", "says"),
+    [
+        ([], "inputs", "send 1 to 256"),
+        ([TextInput(text="A")] * 257, "inputs", "send 1 to 256"),
+        ([TextInput(text="A"), TextInput()], "inputs[1]", "empty"),
+        ([TextInput(text="ä")], "inputs[0].text", "not in the vocabulary"),
+        ([TextInput(text="A" * 97)], "inputs[0]", "97 tokens do not fit into the context of 96"),
+    ],
+)
+async def test_wrong_texts_are_named(poet, inputs, field, says):
+    with pytest.raises(InvalidArgument) as caught:
+        await poet.inference.Embed(EmbedRequest(model=MODEL, inputs=inputs))
+    assert says in caught.value.violations[field]
+
+
+@pytest.mark.parametrize("fields", [{"dimensions": 0}, {"dimensions": 33}])
+async def test_impossible_dimensions_are_refused(poet, fields):
+    with pytest.raises(InvalidArgument, match="between 1 and the model's 32"):
+        await poet.inference.Embed(EmbedRequest(model=MODEL, inputs=[text("A")], **fields))
+
+
+async def test_too_many_best_tokens_are_refused(poet):
+    with pytest.raises(InvalidArgument, match="between 0 and 20"):
+        await scored(poet, ScoreInput(continuation=text("A")), top=21)
