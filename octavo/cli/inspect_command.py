@@ -32,17 +32,22 @@ def inspect(
             listed = paging.gather(client.inspector.ListTensors, request, "tensors", 100_000)
             screen.print_json(listed) if as_json else _print_tensors(listed)
             return
-        inspection = client.inspector.InspectArtifact(pb.InspectArtifactRequest(artifact=name, path=path))
+        found = inspection(client, name, path)
     if as_json:
-        screen.print_json(inspection)
+        screen.print_json(found)
     else:
-        print_inspection(inspection)
+        print_inspection(found)
 
 
-def print_inspection(inspection: pb.ArtifactInspection) -> None:
+def inspection(client: Client, artifact: str, path: str = "") -> pb.ArtifactInspection:
+    """What the inspector says of an artifact."""
+    return client.inspector.InspectArtifact(pb.InspectArtifactRequest(artifact=artifact, path=path))
+
+
+def print_inspection(inspection: pb.ArtifactInspection, *, has_layers: bool = True) -> None:
     """The inspection as facts, layers, files and findings."""
     screen.print_facts(_facts(inspection))
-    if inspection.HasField("anatomy"):
+    if has_layers and inspection.HasField("anatomy"):
         screen.stdout().print()
         rows = [_layer_row(layer) for layer in inspection.anatomy.layers]
         screen.print_table(["layer", "kind", ">parameters", ">size", ">operations/token"], rows, empty="no layers")

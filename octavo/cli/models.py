@@ -194,13 +194,24 @@ def version_facts(version: pb.Version) -> list[tuple[str, screen.Cell]]:
         ("metrics", ", ".join(f"{name} {value:.4g}" for name, value in sorted(version.metrics.items()))),
         ("lineage", f"{lineage.job} at step {lineage.step:,}, from {data}, seed {lineage.seed}" if lineage.job else ""),
         ("parent", lineage.parent_version),
-        (
-            "proof",
-            wording.one_line(json_format.MessageToJson(version.parity, indent=None), 400) if version.parity else "",
-        ),
+        ("proof", proof_words(version)),
         ("manifest", version.manifest_digest),
         ("made", wording.ago(version.create_time)),
     ]
+
+
+def proof_words(version: pb.Version) -> str:
+    """The proof that what is served is what was trained, in a sentence; empty for a version without one."""
+    if not version.HasField("parity"):
+        return ""
+    proof = json_format.MessageToDict(version.parity)
+    if not {"precision", "largest_difference", "tolerance", "positions", "greedy_tokens"} <= set(proof):
+        return wording.one_line(json_format.MessageToJson(version.parity, indent=None), 200)
+    return (
+        f"{proof['precision']} logits within {proof['largest_difference']:.1e} of the checkpoint's "
+        f"(tolerance {proof['tolerance']:.0e}) at {proof['positions']:,.0f} positions, "
+        f"{proof['greedy_tokens']:,.0f} greedy tokens the same"
+    )
 
 
 def _print_versions(found: list[pb.Version]) -> None:
