@@ -1,8 +1,9 @@
 """How low the loss gets in 20 and in 60 seconds of training on this machine's CPU, and nanoGPT's recipe beside it.
 
 `python -m benchmarks.train`: Tiny Shakespeare by character, first 90 % to train, the rest to validate in one full
-deterministic pass. Every contestant runs in a process of its own, with threads that sleep while they wait; rounds alternate, so that a change of the machine's
-load meets all of them. A budget covers calibration and training; the closing evaluation is timed beside it.
+deterministic pass. Every contestant runs in a process of its own, with threads that sleep while they wait; rounds
+alternate, so that a change of the machine's load meets all of them. A budget covers calibration and training; the
+closing evaluation is timed beside it.
 """
 
 from __future__ import annotations

@@ -18,6 +18,14 @@ TEXT = "".join(
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread():
+    """Tests run beside one another: threads that spin at barriers would starve each other a hundredfold."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 class Suite:
     """A running registry and trainer with a client to both; `restart_trainer` is what a new process would do."""
 
@@ -27,8 +35,8 @@ class Suite:
         self.registry_address = ""
 
     @asynccontextmanager
-    async def registry(self):
-        settings = registry.Settings(port=0, data_dir=self.directory)
+    async def registry(self, port=0):
+        settings = registry.Settings(port=port, data_dir=self.directory, drain_s=0.2)
         service = registry.assemble(settings, Telemetry.create("registry", ProcessMetrics()))
         async with running(service) as addresses:
             self.registry_address = addresses["registry"]

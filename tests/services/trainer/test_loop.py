@@ -72,7 +72,6 @@ def test_a_resumed_run_ends_with_the_same_bits_as_an_unbroken_one(family: str) -
 
 
 def test_a_run_resumed_in_another_process_ends_with_the_same_bits(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     unbroken = training()
     run(unbroken, 1, 5)
     save_file(unbroken.state_dict(), tmp_path / "at5")
