@@ -15,7 +15,8 @@ from services.trainer.jobs import JobStore
 from services.trainer.planner import Planner
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import Settings
-from services.trainer.supervisor import ROOT, Limits, Supervisor
+from services.trainer.supervision import ROOT
+from services.trainer.supervisor import Limits, Supervisor
 
 __all__ = ["Settings", "assemble"]
 
@@ -43,7 +44,7 @@ def assemble(settings: Settings, telemetry: Telemetry) -> Service:
     planner = Planner(client, str(ROOT), threads)
 
     def register(server: grpc.aio.Server) -> None:
-        servicer = TrainerServicer(supervisor, store, planner)  # type: ignore[abstract] # others answer UNIMPLEMENTED
+        servicer = TrainerServicer(supervisor, store, planner)
         add_TrainerServicer_to_server(servicer, server)
 
     @asynccontextmanager

@@ -7,7 +7,10 @@ import re
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 from typing import Final
+
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from octavo.errors import InvalidArgument, Unimplemented
 from octavo.v1 import trainer_pb2 as pb
@@ -19,6 +22,8 @@ MAX_LABEL: Final = 63
 MAX_PRIORITY: Final = 100
 MAX_ALIASES: Final = 16
 MAX_PROMPT: Final = 10_000
+MAX_LEARNING_RATE_SCALE: Final = 100.0
+_CHANGEABLE: Final = ("display_name", "labels", "priority")
 # A month: longer work should be several jobs.
 MAX_TIME_BUDGET_S: Final = 31 * 86_400
 
@@ -50,11 +55,40 @@ def check_job(job: pb.Job, job_id: str, request_id: str) -> None:
         _refuse_unsupported(job.train)
 
 
+def check_ids(job_id: str, request_id: str) -> None:
+    """InvalidArgument unless both are empty or well-formed."""
+    wrong = _id_faults(job_id, request_id)
+    if wrong:
+        raise InvalidArgument.fields(wrong)
+
+
+def job_change(request: pb.UpdateJobRequest) -> Callable[[pb.Job], None]:
+    """What an update does to a job; InvalidArgument with all faults."""
+    asked = request.job
+    set_fields = [field for field in _CHANGEABLE if getattr(asked, field)]
+    paths = list(request.update_mask.paths) or set_fields
+    wrong = _job_faults(asked)
+    for index, path in enumerate(paths):
+        if path not in _CHANGEABLE:
+            wrong[f"update_mask.paths[{index}]"] = f"{path[:90]!r} cannot be changed; {', '.join(_CHANGEABLE)} can"
+    if request.HasField("learning_rate_scale") and not 0 < request.learning_rate_scale <= MAX_LEARNING_RATE_SCALE:
+        wrong["learning_rate_scale"] = (
+            f"{request.learning_rate_scale:g} is not above 0 and at most {MAX_LEARNING_RATE_SCALE:g}; 0.5 halves them"
+        )
+    if wrong:
+        raise InvalidArgument.fields(wrong)
+
+    def change(job: pb.Job) -> None:
+        FieldMask(paths=paths).MergeMessage(asked, job, replace_message_field=True, replace_repeated_field=True)
+
+    return change
+
+
 def accepted_job(request: pb.CreateJobRequest) -> pb.Job:
     """The job to be, with only what its creator decides."""
     asked = request.job
     job = pb.Job(display_name=asked.display_name, labels=asked.labels, priority=asked.priority, train=asked.train)
-    job.name = f"jobs/{request.job_id or _new_id()}"
+    job.name = f"jobs/{request.job_id or new_id()}"
     return job
 
 
@@ -72,8 +106,8 @@ def request_digest(request: pb.CreateJobRequest) -> bytes:
     return hashlib.sha256(decided.SerializeToString(deterministic=True)).digest()
 
 
-def _new_id() -> str:
-    """Sorts by time of creation, to the second; unique by 40 random bits."""
+def new_id() -> str:
+    """A job id that sorts by time of creation, to the second; unique by 40 random bits."""
     return f"j-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(5)}"
 
 

@@ -86,7 +86,7 @@ def list_metrics(directory: JobDirectory, request: pb.ListMetricsRequest) -> pb.
         )
     asked = (request.parent, request.after_step, request.stride_steps)
     after = max(request.after_step, read_token(request.page_token, "metrics", *asked))
-    metrics, evaluations = _curves(directory)
+    metrics, evaluations = read_curves(directory)
     wanted = _thinned([metric for metric in metrics if metric.step > request.after_step], request.stride_steps)
     rest = [metric for metric in wanted if metric.step > after]
     page = rest[:size]
@@ -161,7 +161,8 @@ def _state(value: str) -> pb.JobState.ValueType:
     return pb.JobState.Value(name)
 
 
-def _curves(directory: JobDirectory) -> tuple[list[pb.TrainingMetric], list[pb.Evaluation]]:
+def read_curves(directory: JobDirectory) -> tuple[list[pb.TrainingMetric], list[pb.Evaluation]]:
+    """All metrics and evaluations of a job, by step."""
     metrics: list[pb.TrainingMetric] = []
     evaluations: list[pb.Evaluation] = []
     for event in EventReader(directory.path).read_all():

@@ -133,6 +133,14 @@ class JobStore:
             self._connection.execute("DELETE FROM jobs WHERE name = ?", (name,))
 
 
+def check_etag(job: pb.Job, expected: str) -> None:
+    """Aborted unless `expected` is empty or the job's own."""
+    if expected and expected != etag(job):
+        raise Aborted(
+            Reason.REASON_ETAG_MISMATCH, f"{job.name} has changed; read it again", job=job.name, etag=etag(job)
+        )
+
+
 def etag(job: pb.Job) -> str:
     """Changes with what people decide about a job, and with its state; quoted as in HTTP."""
     decided = pb.Job(

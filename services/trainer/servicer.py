@@ -10,12 +10,14 @@ from typing import Any, Final
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
-from octavo.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, OutOfRange
+from octavo.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange
+from octavo.formats.checkpoint import CheckpointFolder
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from octavo.v1.trainer_pb2_grpc import TrainerServicer as Base
-from services.trainer import job_pages
+from services.trainer import acceptance, fork, job_comparison, job_pages
 from services.trainer.acceptance import ID, accepted_job, check_job, request_digest
+from services.trainer.diagnosis import diagnose
 from services.trainer.events import TERMINAL, EventReader
 from services.trainer.jobs import JobStore, etag
 from services.trainer.planner import Planner
@@ -65,6 +67,13 @@ class TrainerServicer(Base):
             self._decorated(job)
         return response
 
+    async def UpdateJob(self, request: pb.UpdateJobRequest, context: Context) -> pb.Job:
+        name = _name(request.job.name, "job.name")
+        change = acceptance.job_change(request)
+        if request.HasField("learning_rate_scale"):
+            await asyncio.to_thread(self._supervisor.scale_learning_rate, name, request.learning_rate_scale)
+        return self._decorated(await asyncio.to_thread(self._supervisor.update, name, request.job.etag, change))
+
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
         name = _name(request.name)
         await asyncio.to_thread(self._supervisor.cancel, name)
@@ -91,13 +100,20 @@ class TrainerServicer(Base):
             Reason.REASON_JOB_STATE, f"{name} stopped before the checkpoint; GetJob says how", job=name
         )
 
+    async def ForkJob(self, request: pb.ForkJobRequest, context: Context) -> pb.Job:
+        parent = await self._job(_name(request.name))
+        acceptance.check_ids(request.job_id, request.request_id)
+        job, digest = fork.forked_job(parent, request)
+        directory, child = self._supervisor.directory(parent.name), self._supervisor.directory(job.name)
+        job.parent_step = await asyncio.to_thread(fork.choose_step, CheckpointFolder(directory.checkpoints), request)
+        acceptance.check_job(job, request.job_id, request.request_id)
+        job.plan.CopyFrom(await self._planner.plan(job))
+        fork.check_steps(job)
+        await asyncio.to_thread(fork.adopt_checkpoint, directory, child, job.parent_step)
+        return self._decorated(await asyncio.to_thread(self._supervisor.submit, job, request.request_id, digest))
+
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> Empty:
-        job = await self._job(_name(request.name))
-        if request.etag and request.etag != job.etag:
-            raise Aborted(
-                Reason.REASON_ETAG_MISMATCH, f"{job.name} has changed; read it again", job=job.name, etag=job.etag
-            )
-        await asyncio.to_thread(self._supervisor.delete, job.name)
+        await asyncio.to_thread(self._supervisor.delete, _name(request.name), request.etag)
         return Empty()
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.JobEvent]:
@@ -115,6 +131,25 @@ class TrainerServicer(Base):
     async def ListLogs(self, request: pb.ListLogsRequest, context: Context) -> pb.ListLogsResponse:
         job = await self._job(_name(request.parent, "parent"))
         return await asyncio.to_thread(job_pages.list_logs, self._supervisor.directory(job.name), request)
+
+    async def CompareJobs(self, request: pb.CompareJobsRequest, context: Context) -> pb.CompareJobsResponse:
+        job_comparison.check_request(request)
+        jobs = [await self._job(_name(name, f"names[{index}]")) for index, name in enumerate(request.names)]
+        curves = [await self._curves(job) for job in jobs]
+        return job_comparison.compare(jobs, curves, request.max_points)
+
+    async def DiagnoseJob(self, request: pb.DiagnoseJobRequest, context: Context) -> pb.Diagnosis:
+        job = await self._job(_name(request.name))
+        return diagnose(job, *await self._curves(job))
+
+    async def GetTrainingStatistics(
+        self, request: pb.GetTrainingStatisticsRequest, context: Context
+    ) -> pb.TrainingStatistics:
+        jobs = await asyncio.to_thread(self._store.list_newest)
+        return job_comparison.statistics_of([job for _, job in jobs], self._supervisor.max_running_jobs)
+
+    async def _curves(self, job: pb.Job) -> job_comparison.Curves:
+        return await asyncio.to_thread(job_pages.read_curves, self._supervisor.directory(job.name))
 
     async def _events(self, name: str, after_sequence: int) -> AsyncIterator[pb.JobEvent]:
         """The events of a job from after a sequence number until its terminal state, as they are written."""

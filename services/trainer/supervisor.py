@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +20,6 @@ from typing import Final, TextIO
 from google.protobuf.message import DecodeError
 
 from octavo.errors import FailedPrecondition, ResourceExhausted, Unavailable
-from octavo.serving.settings import child_environment
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.events import TERMINAL, now
@@ -34,16 +31,6 @@ TICK_S: Final = 0.1
 # How far the row of a running job may lag behind its events: they are the truth, the row is a shortcut.
 SAVE_INTERVAL_S: Final = 2.0
 MAX_DELAY_S: Final = 60.0
-ROOT: Final = Path(__file__).parents[2]
-
-
-_WORKER_ENVIRONMENT: Final = {
-    # Without it cuBLAS is not deterministic, and torch refuses to promise that it is.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # Threads that spin at every barrier starve one another when the cores are shared: on two busy cores a step took
-    # 2400 to 3400 ms, against 80 to 350 ms with threads that sleep.
-    "OMP_WAIT_POLICY": "passive",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,31 +355,10 @@ class Supervisor:
             self._start(self._living[name])
 
     def _start(self, supervision: Supervision) -> None:
-        """Start a worker that inherits the job's lock, so that at no moment the job looks abandoned."""
-        directory = supervision.directory
-        lock = directory.try_lock()
-        if lock is None:  # one is at work already: started by the supervisor before us
-            return
-        try:
-            directory.write_launch(self._launch)
-            self._leaving.extend(supervision.detach())
-            supervision.has_begun = False
-            directory.note_pid(lock, None)
-            with directory.worker_log.open("ab") as output:
-                supervision.process = subprocess.Popen(
-                    [sys.executable, "-m", "services.trainer.worker", str(directory.path), "--lock", str(lock)],
-                    cwd=ROOT,
-                    env=child_environment(_WORKER_ENVIRONMENT),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(lock,),
-                    start_new_session=True,
-                )
-            directory.note_pid(lock, supervision.process.pid)
-        finally:
-            os.close(lock)
-        self._logger.info("started a worker", extra={"job": supervision.job.name, "pid": supervision.process.pid})
+        self._leaving.extend(supervision.detach())
+        process = supervision.start(self._launch)
+        if process is not None:
+            self._logger.info("started a worker", extra={"job": supervision.job.name, "pid": process.pid})
 
     def _change_state(self, supervision: Supervision, state: pb.JobState.ValueType, message: str) -> None:
         with supervision.writing() as log:

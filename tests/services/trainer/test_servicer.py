@@ -14,7 +14,6 @@ from octavo.errors import (
     InvalidArgument,
     NotFound,
     OutOfRange,
-    Unimplemented,
 )
 from octavo.v1 import errors_pb2
 from octavo.v1 import trainer_pb2 as pb
@@ -116,9 +115,3 @@ async def test_a_prompt_the_vocabulary_lacks_fails_the_job_with_its_symbols(suit
         job = await client.trainer.GetJob(pb.GetJobRequest(name=job.name))
         assert "Ω" in job.error.message
         assert "Traceback" not in str(job)
-
-
-async def test_calls_that_are_not_built_yet_say_so(suite):
-    async with suite.trainer() as client:
-        with pytest.raises(Unimplemented):
-            await client.trainer.DiagnoseJob(pb.DiagnoseJobRequest(name="jobs/j-1"))

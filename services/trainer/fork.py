@@ -1,0 +1,104 @@
+"""A job that goes on from a checkpoint of another: the parent's resolved spec with a few fields changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from octavo.errors import InvalidArgument, NotFound
+from octavo.formats.checkpoint import CheckpointFolder
+from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
+from services.trainer.acceptance import new_id
+from services.trainer.job_directory import JobDirectory
+
+# What the parent's weights, optimizer state and data order are made of.
+_FIXED: Final = (
+    "architecture",
+    "dataset",
+    "family",
+    "size",
+    "tokenizer",
+    "validation_fraction",
+    "base_version",
+    "lora",
+)
+
+
+def forked_job(parent: pb.Job, request: pb.ForkJobRequest) -> tuple[pb.Job, bytes]:
+    """The job to be, without its step, and the digest of the request."""
+    job = pb.Job(
+        name=f"jobs/{request.job_id or new_id()}",
+        display_name=parent.display_name,
+        labels=parent.labels,
+        priority=parent.priority,
+        train=forked_spec(parent, request),
+        parent_job=parent.name,
+    )
+    decided = pb.ForkJobRequest()
+    decided.CopyFrom(request)
+    decided.ClearField("request_id")
+    return job, hashlib.sha256(decided.SerializeToString(deterministic=True)).digest()
+
+
+def check_steps(job: pb.Job) -> None:
+    """InvalidArgument when the fork would have nothing to do."""
+    if job.plan.train.HasField("steps") and job.plan.train.steps <= job.parent_step:
+        raise InvalidArgument.field(
+            "train.steps",
+            f"{job.plan.train.steps} is reached by step {job.parent_step} of {job.parent_job}; ask for more",
+        )
+
+
+def forked_spec(parent: pb.Job, request: pb.ForkJobRequest) -> pb.TrainSpec:
+    """The parent's resolved spec with the masked fields of the request; InvalidArgument for fields that are fixed."""
+    spec = pb.TrainSpec()
+    spec.CopyFrom(parent.plan.train)
+    mask = FieldMask(paths=request.update_mask.paths)
+    if not mask.IsValidForDescriptor(pb.TrainSpec.DESCRIPTOR):
+        raise InvalidArgument.field("update_mask", "it has a path that is no field of TrainSpec, such as `steps`")
+    wrong = {
+        f"update_mask.paths[{index}]": f"{path} cannot change in a fork: the checkpoint depends on it"
+        for index, path in enumerate(mask.paths)
+        if path.partition(".")[0] in _FIXED
+    }
+    if wrong:
+        raise InvalidArgument.fields(wrong)
+    # Optional scalars that the mask names and the request leaves unset are derived again.
+    mask.MergeMessage(request.train, spec, replace_message_field=True, replace_repeated_field=True)
+    return spec
+
+
+def choose_step(folder: CheckpointFolder, request: pb.ForkJobRequest) -> int:
+    """The checkpoint to go on from: the one asked for, or the newest whole one. NotFound says which there are."""
+    steps = folder.steps()
+    if request.HasField("step") and request.step in steps:
+        return request.step
+    newest, _ = folder.read_newest()
+    if request.HasField("step") or newest is None:
+        kept = ", ".join(map(str, steps)) or "none"
+        raise NotFound(
+            Reason.REASON_CHECKPOINT_NOT_FOUND,
+            f"{request.name} keeps no whole checkpoint of that step; it keeps {kept}",
+            job=request.name,
+        )
+    return newest.entry.step
+
+
+def adopt_checkpoint(parent: JobDirectory, child: JobDirectory, step: int) -> None:
+    """Give the child the parent's checkpoint of `step`, verified. Files are linked: checkpoints never change."""
+    source = CheckpointFolder(parent.checkpoints).read(step).entry.path
+    target = child.checkpoints / source.name
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        _link(file, target / file.name)
+    CheckpointFolder(child.checkpoints).read(step)
+
+
+def _link(source: Path, target: Path) -> None:
+    if not target.exists():
+        os.link(source, target)
