@@ -29,7 +29,7 @@ class InspectorStub:
     """Answers about artifacts and machines.
 
     An artifact is named by a string: a version of the registry (`models/poet/versions/3`), an alias of one
-    (`models/poet@champion`), or a blob (`blobs/sha256:…`, 64 hexadecimal digits). `path` chooses one file of a
+    (`models/poet@champion`), a model's newest version (`models/poet`), or a blob (`blobs/sha256:…`). `path` chooses one file of a
     version; a blob has no path. Answers about a version name the numbered version, whatever alias was asked for.
     """
 
@@ -125,7 +125,7 @@ class InspectorServicer:
     """Answers about artifacts and machines.
 
     An artifact is named by a string: a version of the registry (`models/poet/versions/3`), an alias of one
-    (`models/poet@champion`), or a blob (`blobs/sha256:…`, 64 hexadecimal digits). `path` chooses one file of a
+    (`models/poet@champion`), a model's newest version (`models/poet`), or a blob (`blobs/sha256:…`). `path` chooses one file of a
     version; a blob has no path. Answers about a version name the numbered version, whatever alias was asked for.
     """
 
@@ -339,7 +339,7 @@ class Inspector:
     """Answers about artifacts and machines.
 
     An artifact is named by a string: a version of the registry (`models/poet/versions/3`), an alias of one
-    (`models/poet@champion`), or a blob (`blobs/sha256:…`, 64 hexadecimal digits). `path` chooses one file of a
+    (`models/poet@champion`), a model's newest version (`models/poet`), or a blob (`blobs/sha256:…`). `path` chooses one file of a
     version; a blob has no path. Answers about a version name the numbered version, whatever alias was asked for.
     """
 

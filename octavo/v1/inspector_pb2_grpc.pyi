@@ -32,7 +32,7 @@ class InspectorStub:
     """Answers about artifacts and machines.
 
     An artifact is named by a string: a version of the registry (`models/poet/versions/3`), an alias of one
-    (`models/poet@champion`), or a blob (`blobs/sha256:…`, 64 hexadecimal digits). `path` chooses one file of a
+    (`models/poet@champion`), a model's newest version (`models/poet`), or a blob (`blobs/sha256:…`). `path` chooses one file of a
     version; a blob has no path. Answers about a version name the numbered version, whatever alias was asked for.
     """
 
@@ -84,7 +84,7 @@ class InspectorAsyncStub(InspectorStub):
     """Answers about artifacts and machines.
 
     An artifact is named by a string: a version of the registry (`models/poet/versions/3`), an alias of one
-    (`models/poet@champion`), or a blob (`blobs/sha256:…`, 64 hexadecimal digits). `path` chooses one file of a
+    (`models/poet@champion`), a model's newest version (`models/poet`), or a blob (`blobs/sha256:…`). `path` chooses one file of a
     version; a blob has no path. Answers about a version name the numbered version, whatever alias was asked for.
     """
 
@@ -132,7 +132,7 @@ class InspectorServicer(metaclass=_abc_1.ABCMeta):
     """Answers about artifacts and machines.
 
     An artifact is named by a string: a version of the registry (`models/poet/versions/3`), an alias of one
-    (`models/poet@champion`), or a blob (`blobs/sha256:…`, 64 hexadecimal digits). `path` chooses one file of a
+    (`models/poet@champion`), a model's newest version (`models/poet`), or a blob (`blobs/sha256:…`). `path` chooses one file of a
     version; a blob has no path. Answers about a version name the numbered version, whatever alias was asked for.
     """
 
