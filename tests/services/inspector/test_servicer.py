@@ -13,7 +13,7 @@ import services.inspector as inspector
 import services.registry as registry
 from octavo.addresses import Addresses
 from octavo.client import AsyncClient
-from octavo.errors import InvalidArgument, NotFound
+from octavo.errors import InvalidArgument, NotFound, Unimplemented
 from octavo.formats.tensor_file import read_header
 from octavo.serving import ProcessMetrics, Telemetry, running
 from octavo.v1 import blobs_pb2, errors_pb2, registry_pb2
@@ -208,3 +208,17 @@ async def test_without_a_registry_the_machine_is_still_diagnosed_and_the_gap_nam
         validation = await client.inspector.ValidateEnvironment(pb.ValidateEnvironmentRequest())
         assert not validation.is_valid
         assert validation.checks[0].code == "registry"
+
+
+async def test_a_bundle_is_safe_to_load_and_a_pickle_of_a_call_is_not(client):
+    verdict = await client.inspector.AuditArtifact(pb.AuditArtifactRequest(artifact="models/poet"))
+    assert (verdict.status, verdict.verdict) == (pb.AUDIT_STATUS_COMPLETE, pb.AUDIT_VERDICT_CLEAN)
+    blob = await upload(client, b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.")
+    verdict = await client.inspector.AuditArtifact(pb.AuditArtifactRequest(artifact=blob.name))
+    assert verdict.verdict == pb.AUDIT_VERDICT_MALICIOUS
+    assert (verdict.files[0].imports[0].module, verdict.files[0].imports[0].symbol) == ("os", "system")
+
+
+async def test_what_is_not_built_yet_says_so(client):
+    with pytest.raises(Unimplemented):
+        await client.inspector.ListReports(pb.ListReportsRequest())
