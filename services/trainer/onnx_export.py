@@ -105,22 +105,22 @@ class _GraphBuilder:
         """LayerNorm before each half, learned positions, tanh-GELU; returns the normalised hidden states."""
         tokens = self._node("Gather", [self._weight("transformer.wte.weight"), "input_ids"], "tokens")
         places = self._node("Gather", [self._weight("transformer.wpe.weight"), "position_ids"], "places")
-        normed, residual = self._skip_norm(tokens, places, "transformer.h.0.ln_1", "embedding")
+        normed, residual = self._add_and_norm([tokens, places], "transformer.h.0.ln_1", "embedding")
         for layer in range(self._a.layers):
             block, at = f"transformer.h.{layer}.", f"layer.{layer}."
             qkv = self._linear(normed, [block + "attn.c_attn"], at + "qkv", has_bias=True)
             attended = self._attention(layer, [qkv, "", ""])
             attended, residual = self._keep_answered(layer, attended, residual)
             out = self._linear(attended, [block + "attn.c_proj"], at + "attention_out")
-            normed, residual = self._skip_norm(
-                out, residual, block + "ln_2", at + "mlp", bias=block + "attn.c_proj.bias"
-            )
+            bias = self._weight(block + "attn.c_proj.bias")
+            normed, residual = self._add_and_norm([out, bias, residual], block + "ln_2", at + "mlp")
             wide = self._linear(normed, [block + "mlp.c_fc"], at + "mlp_in")
             wide = self._node("FastGelu", [wide, self._weight(block + "mlp.c_fc.bias")], at + "gelu", domain=_CONTRIB)
             out = self._linear(wide, [block + "mlp.c_proj"], at + "mlp_out")
+            bias = self._weight(block + "mlp.c_proj.bias")
             is_last = layer == self._a.layers - 1
             following = "transformer.ln_f" if is_last else f"transformer.h.{layer + 1}.ln_1"
-            normed, residual = self._skip_norm(out, residual, following, at + "end", bias=block + "mlp.c_proj.bias")
+            normed, residual = self._add_and_norm([out, bias, residual], following, at + "end")
         return normed
 
     def _llama(self) -> str:
@@ -136,12 +136,12 @@ class _GraphBuilder:
             attended = self._attention(layer, parts)
             attended, residual = self._keep_answered(layer, attended, residual)
             out = self._linear(attended, [block + "self_attn.o_proj"], at + "attention_out")
-            normed, residual = self._skip_norm(out, residual, block + "post_attention_layernorm", at + "mlp")
+            normed, residual = self._add_and_norm([out, residual], block + "post_attention_layernorm", at + "mlp")
             gated = self._swiglu(normed, block + "mlp.", at)
             out = self._linear(gated, [block + "mlp.down_proj"], at + "mlp_out")
             is_last = layer == self._a.layers - 1
             following = "model.norm" if is_last else f"model.layers.{layer + 1}.input_layernorm"
-            normed, residual = self._skip_norm(out, residual, following, at + "end")
+            normed, residual = self._add_and_norm([out, residual], following, at + "end")
         return normed
 
     def _head(self, hidden: str) -> None:
@@ -194,20 +194,22 @@ class _GraphBuilder:
             self._node("GatherND", [residual, index], "last_residual", batch_dims=1),
         )
 
-    def _skip_norm(self, x: str, residual: str, norm: str, result: str, *, bias: str | None = None) -> tuple[str, str]:
-        """Norm of x + bias + residual, and that sum: one kernel."""
-        is_layer_norm = self._a.family == "gpt2"
-        inputs = [x, residual, self._weight(norm + ".weight")]
-        if is_layer_norm:
-            inputs.append(self._weight(norm + ".bias"))
-        if bias is not None:
-            inputs.append(self._weight(bias))
-        outputs = [result + ".normed", "", "", result + ".residual"]
-        operator = "SkipLayerNormalization" if is_layer_norm else "SkipSimplifiedLayerNormalization"
-        self._nodes.append(
-            helper.make_node(operator, inputs, outputs, name=result, domain=_CONTRIB, epsilon=self._a.norm_epsilon)
+    def _add_and_norm(self, parts: Sequence[str], norm: str, result: str) -> tuple[str, str]:
+        """The sum of `parts`, a bias among them, normalised, and the sum itself: the residual.
+
+        Two nodes rather than com.microsoft's Skip…Normalization, whose CPU kernels are scalar: for 32 rows of 384
+        8 us instead of 54 (LayerNorm) and 6 instead of 10 (RMSNorm). Sum, unlike Add, is not fused back into it.
+        """
+        residual = self._node("Sum", parts, result + ".residual")
+        weight = self._weight(norm + ".weight")
+        if self._a.has_rope:
+            return self._rms_norm(residual, weight, result + ".normed"), residual
+        bias = self._weight(norm + ".bias")
+        epsilon = self._a.norm_epsilon
+        normed = self._node(
+            "LayerNormalization", [residual, weight, bias], result + ".normed", axis=-1, epsilon=epsilon
         )
-        return outputs[0], outputs[3]
+        return normed, residual
 
     def _rms_norm(self, x: str, weight: str, result: str) -> str:
         return self._node("RMSNormalization", [x, weight], result, axis=-1, epsilon=self._a.norm_epsilon)
@@ -229,11 +231,9 @@ class _GraphBuilder:
         return parts
 
     def _swiglu(self, x: str, mlp: str, at: str) -> str:
-        both = self._linear(x, [mlp + "gate_proj", mlp + "up_proj"], at + "gate_up")
-        gate, up = at + "gate", at + "up"
-        self._nodes.append(
-            helper.make_node("Split", [both], [gate, up], name=at + "gate_up.split", axis=-1, num_outputs=2)
-        )
+        """Gate and up by a matrix each: one for both costs a Split, 50 us more for a chunk of 256 of width 384."""
+        gate = self._linear(x, [mlp + "gate_proj"], at + "gate")
+        up = self._linear(x, [mlp + "up_proj"], at + "up")
         # QuickGelu is x * sigmoid(alpha * x): with alpha 1 it is SiLU.
         silu = self._node("QuickGelu", [gate], at + "silu", domain=_CONTRIB, alpha=1.0)
         return self._node("Mul", [silu, up], at + "gated")

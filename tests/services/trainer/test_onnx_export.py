@@ -192,8 +192,10 @@ def test_the_runtime_folds_every_preparation_of_weights_when_it_loads(exported, 
     graph = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph
     counts = Counter(node.op_type for node in graph.node)
     assert not counts.keys() & {"Transpose", "Concat", "Expand", "Cos", "Sin"}
-    # One MatMul each for q, k, v together, attention out, MLP in and MLP out; the head is a Gemm.
-    assert counts["MatMul"] + counts["FusedMatMul"] == 4 * a.layers
+    # One MatMul each for q, k, v together, attention out, MLP in (SwiGLU: two) and MLP out; the head is a Gemm.
+    assert counts["MatMul"] == (4 if a.family == "gpt2" else 5) * a.layers
+    # The runtime's own fusion would bring the slow kernels back; the last one, of answered rows only, may be.
+    assert counts["SkipLayerNormalization"] + counts["SkipSimplifiedLayerNormalization"] <= 1
     assert counts["GroupQueryAttention"] == a.layers
 
 
