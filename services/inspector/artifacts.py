@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from octavo.client import AsyncClient
-from octavo.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from octavo.errors import DeadlineExceeded, InvalidArgument, NotFound, OctavoError, Unavailable
 from octavo.v1 import blobs_pb2, registry_pb2
 from octavo.v1.errors_pb2 import Reason
 from services.inspector.reader import Source
@@ -87,16 +87,25 @@ class RegistryArtifacts:
 
     async def resolve(self, name: str, field: str = "artifact") -> Artifact:
         """The artifact of this name; InvalidArgument when it is no such name, NotFound when it is not there."""
-        if _BLOB.fullmatch(name):
-            blob = await self._client.blobs.StatBlob(blobs_pb2.StatBlobRequest(name=name))
-            return Artifact(blob.name, (ArtifactFile("", blob.name.removeprefix("blobs/"), blob.size_bytes),))
-        if not _VERSION.fullmatch(name):
+        if not (_BLOB.fullmatch(name) or _VERSION.fullmatch(name)):
             raise InvalidArgument.field(
                 field,
                 f"{name[:200]!r} names no artifact; models/poet/versions/3, models/poet@champion, models/poet or "
                 "blobs/sha256:… with 64 hexadecimal digits would",
                 reason=Reason.REASON_INVALID_NAME if name else Reason.REASON_MISSING_FIELD,
             )
+        try:
+            return await (self._blob(name) if name.startswith("blobs/") else self._version(name))
+        except OctavoError as error:
+            # The registry speaks of its own fields; the caller knows the name by ours.
+            error.violations = dict.fromkeys((field for _ in error.violations), error.message)
+            raise
+
+    async def _blob(self, name: str) -> Artifact:
+        blob = await self._client.blobs.StatBlob(blobs_pb2.StatBlobRequest(name=name))
+        return Artifact(blob.name, (ArtifactFile("", blob.name.removeprefix("blobs/"), blob.size_bytes),))
+
+    async def _version(self, name: str) -> Artifact:
         request = registry_pb2.ResolveVersionRequest(reference=name)
         version = await self._client.registry.ResolveVersion(request)
         files = tuple(

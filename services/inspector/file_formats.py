@@ -21,7 +21,7 @@ _ONNX_FIELDS: Final = {
     **dict.fromkeys((1, 5), wire.VARINT),
     **dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), wire.BYTES),
 }
-_ONNX_FIELD_LIMIT: Final = 10_000
+_ONNX_FIELD_LIMIT: Final = 2_000
 
 
 def detect(reader: Reader, path: str) -> pb.FileFormat.ValueType:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _PART_LIMIT_BYTES: Final = 16 * 1024 * 1024
 _TEXT_LIMIT_BYTES: Final = 64 * 1024
 # A graph of a thousand layers has under a hundred thousand nodes.
-_PARTS_LIMIT: Final = 1_000_000
+_PARTS_LIMIT: Final = 200_000
 _RANK_LIMIT: Final = 64
 # Four trillion: even a million such tensors add up within the 63 bits of the contract's counts.
 _ELEMENT_LIMIT: Final = 1 << 42

@@ -24,11 +24,12 @@ _NO_LIMIT: Final = 1 << 60  # cgroup v1 says "unlimited" with the largest multip
 
 
 class ProcessorProbe:
-    """Asks the processor. What never changes is read once; `proc` and `cgroup` are Linux's mount points."""
+    """Asks the processor. What never changes is read once; `proc` and `sys` are Linux's mount points."""
 
-    def __init__(self, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
+    def __init__(self, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> None:
         self._proc = proc
-        self._cgroup = cgroup
+        self._sys = sys
+        self._cgroup = sys / "fs" / "cgroup"
         self._fixed: pb.ProcessorDescription | None = None
 
     def describe(self) -> pb.ProcessorDescription:
@@ -66,9 +67,14 @@ class ProcessorProbe:
             physical_core_count=psutil.cpu_count(logical=False) or 0,
             logical_core_count=psutil.cpu_count() or 0,
             features=_features(facts.get("flags", "") or facts.get("Features", "")),
-            cache_bytes=_cache_bytes(facts.get("cache size", "")),
+            cache_bytes=self._largest_cache_bytes(),
             maximum_frequency_hz=int((frequency.max or frequency.current) * 1e6) if frequency else 0,
         )
+
+    def _largest_cache_bytes(self) -> int:
+        """The largest cache that the first core sees; 0 where the kernel does not say."""
+        caches = (self._sys / "devices" / "system" / "cpu" / "cpu0" / "cache").glob("index*/size")
+        return max((_kibibytes(_read(cache)) for cache in caches), default=0)
 
     def _cpuinfo(self) -> dict[str, str]:
         """The facts about the first processor; empty where there is no such file."""
@@ -119,8 +125,9 @@ def _features(flags: str) -> list[str]:
     return sorted(flag for flag in flags.split() if _DECISIVE.match(flag))
 
 
-def _cache_bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+) KB", text)
+def _kibibytes(text: str) -> int:
+    """The bytes in a size such as `32768K`."""
+    match = re.fullmatch(r"(\d+)K", text)
     return int(match.group(1)) * 1024 if match else 0
 
 

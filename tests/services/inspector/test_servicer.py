@@ -141,6 +141,7 @@ async def test_what_is_not_there_is_said_as_the_registry_says_it(client, name, e
     with pytest.raises((error, InvalidArgument)) as caught:
         await client.inspector.InspectArtifact(pb.InspectArtifactRequest(artifact=name))
     assert reason is None or caught.value.reason == reason
+    assert set(caught.value.violations) <= {"artifact"}
 
 
 async def test_the_machine_is_diagnosed_over_the_wire(client, data_dir):

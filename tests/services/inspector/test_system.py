@@ -48,8 +48,9 @@ def test_a_second_diagnosis_takes_under_a_tenth_of_a_second(probe):
     assert 0 < diagnosis.elapsed.ToNanoseconds() <= 1e9 * max(times)
 
 
-def machine(tmp_path, cpuinfo="", cgroup="0::/\n", **groups):
-    proc, root = tmp_path / "proc", tmp_path / "cgroup"
+def machine(tmp_path, cpuinfo="", cgroup="0::/\n", caches=(), **groups):
+    proc, sys = tmp_path / "proc", tmp_path / "sys"
+    root, cache = sys / "fs" / "cgroup", sys / "devices" / "system" / "cpu" / "cpu0" / "cache"
     (proc / "self").mkdir(parents=True)
     (proc / "cpuinfo").write_text(cpuinfo)
     (proc / "self" / "cgroup").write_text(cgroup)
@@ -58,16 +59,17 @@ def machine(tmp_path, cpuinfo="", cgroup="0::/\n", **groups):
         directory.mkdir(parents=True, exist_ok=True)
         for file, text in files.items():
             (directory / file).write_text(text)
-    return ProcessorProbe(proc, root)
+    for index, size in enumerate(caches):
+        (cache / f"index{index}").mkdir(parents=True)
+        (cache / f"index{index}" / "size").write_text(f"{size}K\n")
+    return ProcessorProbe(proc, sys)
 
 
 def test_the_features_that_decide_speed_are_read_from_the_first_processor(tmp_path):
-    cpuinfo = (
-        "model name\t: Fast\ncache size\t: 512 KB\nflags\t\t: fpu avx2 avx512_vnni hypervisor\n\nmodel name\t: Slow\n"
-    )
-    processor = machine(tmp_path, cpuinfo).describe()
+    cpuinfo = "model name\t: Fast\nflags\t\t: fpu avx2 avx512_vnni hypervisor\n\nmodel name\t: Slow\n"
+    processor = machine(tmp_path, cpuinfo, caches=(32, 32768, 512)).describe()
     assert processor.model == "Fast"
-    assert processor.cache_bytes == 512 * 1024
+    assert processor.cache_bytes == 32768 * 1024
     assert processor.features == ["avx2", "avx512_vnni"]
 
 
