@@ -22,8 +22,10 @@ from octavo.errors import Cancelled, DataLoss, DeadlineExceeded, Internal, Octav
 from octavo.v1.errors_pb2 import Reason
 from services.inference.meter import Meter
 from services.inference.outbox import Courier
+from services.inference.penalties import Penalties
 from services.inference.sampler import Sampler
 from services.inference.scheduler import Move, PromptChunk, Scheduler
+from services.inference.scoring import log_softmax, token_score
 from services.inference.sequence import Sequence
 from services.inference.session import Session
 
@@ -141,11 +143,13 @@ class Engine:
     def _begin(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
         if move := self.scheduler.promote(sequence):
             self._session.cache.move(move.source, move.target, len(sequence.prompt))
-        self._sampler.place(sequence.row, sequence.sampling, sequence.token_limit)
+        bending = sequence.sampling.bending
+        penalties = None if bending.changes_nothing else Penalties(bending, sequence.prompt, logits.shape[1])
+        self._sampler.place(sequence.row, sequence.sampling, sequence.token_limit, penalties)
         token_id = int(self._sampler.sample(logits, sequence.row)[0])
         sequence.first_token_s = perf_counter()
         self._session.place(sequence.row, token_id, len(sequence.prompt))
-        self._append(sequence, token_id)
+        self._append(sequence, token_id, logits[0])
         if not sequence.is_over and sequence.outbox.is_hungry and (news := sequence.news()):
             self._courier.hand(sequence.outbox, news)
 
@@ -165,8 +169,8 @@ class Engine:
             self.meter.inter_token_s.add(now_s - self._decoded_s, count)
         self._decoded_s = now_s
         # A copy: a sequence that ends makes room in the list.
-        for sequence, token_id in zip(tuple(running), tokens.tolist(), strict=True):
-            self._append(sequence, token_id)
+        for sequence, token_id, row in zip(tuple(running), tokens.tolist(), logits, strict=True):
+            self._append(sequence, token_id, row)
 
     def _decode_by_row(self) -> NDArray[np.float32]:
         """What `decode` would have given, NaN for those rows that fail alone too. Repeating a row changes nothing."""
@@ -179,11 +183,13 @@ class Engine:
                 rows.append(np.full((1, self._session.vocab_size), np.nan, np.float32))
         return np.concatenate(rows)
 
-    def _append(self, sequence: Sequence, token_id: int) -> None:
+    def _append(self, sequence: Sequence, token_id: int, logits: NDArray[np.float32]) -> None:
         if token_id < 0:
             self._end(sequence, DataLoss(Reason.REASON_INTERNAL, _NOT_A_NUMBER))
             return
         self.meter.completion_tokens += 1
+        if sequence.logprobs is not None:
+            sequence.scores.append(token_score(log_softmax(logits[None])[0], token_id, sequence.logprobs))
         if sequence.append(token_id):
             self._end(sequence, None)
 

@@ -12,7 +12,6 @@ from prometheus_client.registry import Collector
 
 from octavo.v1.inference_pb2 import FinishReason
 from services.inference.meter import Distribution, Meter
-from services.inference.outbox import Ending
 from services.inference.roster import Roster
 from services.inference.scheduler import Scheduler
 from services.inference.sequence import Sequence
@@ -73,11 +72,12 @@ class InferenceCollector(Collector):
             yield histogram
 
 
-def describe(version: str, asked: str, sequence: Sequence, ending: Ending) -> None:
+def describe(version: str, asked: str, sequences: list[Sequence]) -> None:
     """Says on the present span what was generated, if somebody records it."""
     span = trace.get_current_span()
     if span.is_recording():
-        sampling = sequence.sampling
+        sampling = sequences[0].sampling
+        reasons = [FinishReason.Name(sequence.finish_reason) for sequence in sequences]
         span.set_attributes(
             {
                 "gen_ai.operation.name": "text_completion",
@@ -87,12 +87,10 @@ def describe(version: str, asked: str, sequence: Sequence, ending: Ending) -> No
                 "gen_ai.request.temperature": sampling.temperature,
                 "gen_ai.request.top_p": sampling.top_p,
                 "gen_ai.request.top_k": sampling.top_k,
-                "gen_ai.request.max_tokens": sequence.token_limit,
-                "gen_ai.usage.input_tokens": len(sequence.prompt),
-                "gen_ai.usage.output_tokens": ending.token_count,
-                "gen_ai.response.finish_reasons": [
-                    FinishReason.Name(ending.finish_reason).removeprefix("FINISH_REASON_").lower()
-                ],
+                "gen_ai.request.max_tokens": sequences[0].token_limit,
+                "gen_ai.usage.input_tokens": len(sequences[0].prompt),
+                "gen_ai.usage.output_tokens": sum(len(sequence.token_ids) for sequence in sequences),
+                "gen_ai.response.finish_reasons": [name.removeprefix("FINISH_REASON_").lower() for name in reasons],
             }
         )
 

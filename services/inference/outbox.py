@@ -4,10 +4,12 @@ A reader that is busy writing is not disturbed: what comes meanwhile waits for i
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from octavo.errors import OctavoError
 from octavo.v1.inference_pb2 import FinishReason
+from services.inference.scoring import TokenScore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +28,11 @@ class Ending:
 
 @dataclass(slots=True)
 class Delivery:
-    """What a reader gets at a time: text, the tokens it came from, and at last the ending."""
+    """What a reader gets at a time: text, the tokens it came from, their scores if asked for, at last the ending."""
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)
     ending: Ending | None = None
 
 
@@ -65,9 +68,42 @@ class Outbox:
         else:
             self._delivery.text += delivery.text
             self._delivery.token_ids += delivery.token_ids
+            self._delivery.scores += delivery.scores
             self._delivery.ending = delivery.ending
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+async def merged(outboxes: list[Outbox]) -> AsyncIterator[tuple[int, Delivery]]:
+    """The deliveries of several outboxes as they come, each with its number, until all have ended.
+
+    Raises the error of the first that ends with one.
+    """
+    if len(outboxes) == 1:  # the usual case, without a task for each delivery
+        is_over = False
+        while not is_over:
+            delivery = await outboxes[0].take()
+            yield 0, delivery
+            is_over = _is_last(delivery)
+        return
+    takes = {asyncio.create_task(outbox.take()): index for index, outbox in enumerate(outboxes)}
+    try:
+        while takes:
+            finished, _ = await asyncio.wait(takes, return_when=asyncio.FIRST_COMPLETED)
+            for task in finished:
+                index, delivery = takes.pop(task), task.result()
+                yield index, delivery
+                if not _is_last(delivery):
+                    takes[asyncio.create_task(outboxes[index].take())] = index
+    finally:
+        for task in takes:
+            task.cancel()
+
+
+def _is_last(delivery: Delivery) -> bool:
+    if delivery.ending and delivery.ending.error:
+        raise delivery.ending.error
+    return delivery.ending is not None
 
 
 class Courier:

@@ -3,44 +3,82 @@
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from octavo.formats.tokenizer import Tokenizer
 from octavo.v1 import inference_pb2
 from services.inference.outbox import Delivery, Ending
+from services.inference.scoring import TokenScore
 from services.inference.sequence import Sequence
 from services.inference.served_model import ServedModel
 
 
-def response(sequence: Sequence, delivery: Delivery, ending: Ending, version: str) -> inference_pb2.GenerateResponse:
-    """The whole answer of a sequence that is over."""
-    completion = inference_pb2.Completion(
-        text=delivery.text, token_ids=delivery.token_ids, finish_reason=ending.finish_reason, stop=ending.stop
-    )
+def response(
+    sequences: list[Sequence], deliveries: list[Delivery], version: str, tokenizer: Tokenizer, echoed: str
+) -> inference_pb2.GenerateResponse:
+    """The whole answer of sequences that are over; `echoed` stands in front of each text."""
+    endings = [delivery.ending for delivery in deliveries if delivery.ending]
+    completions = [
+        inference_pb2.Completion(
+            index=index,
+            text=echoed + delivery.text,
+            token_ids=delivery.token_ids,
+            finish_reason=ending.finish_reason,
+            stop=ending.stop,
+            logprobs=token_logprobs(delivery.scores, tokenizer),
+        )
+        for index, (delivery, ending) in enumerate(zip(deliveries, endings, strict=True))
+    ]
     return inference_pb2.GenerateResponse(
-        completions=[completion],
+        completions=completions,
         version=version,
-        usage=_usage(sequence, ending),
-        timings=_timings(ending),
-        seed=sequence.sampling.seed,
+        usage=_usage(sequences),
+        timings=_timings(endings),
+        seed=sequences[0].sampling.seed,
     )
 
 
-def chunk(delivery: Delivery) -> inference_pb2.StreamGenerateResponse:
+def chunk(index: int, delivery: Delivery, tokenizer: Tokenizer) -> inference_pb2.StreamGenerateResponse:
     """More text."""
     return inference_pb2.StreamGenerateResponse(
-        chunk=inference_pb2.TextChunk(text=delivery.text, token_ids=delivery.token_ids)
-    )
-
-
-def done(sequence: Sequence, ending: Ending, version: str) -> inference_pb2.StreamGenerateResponse:
-    """The end of a stream."""
-    return inference_pb2.StreamGenerateResponse(
-        done=inference_pb2.GenerationDone(
-            ends=[inference_pb2.CompletionEnd(finish_reason=ending.finish_reason, stop=ending.stop)],
-            version=version,
-            usage=_usage(sequence, ending),
-            timings=_timings(ending),
-            seed=sequence.sampling.seed,
+        chunk=inference_pb2.TextChunk(
+            index=index,
+            text=delivery.text,
+            token_ids=delivery.token_ids,
+            logprobs=token_logprobs(delivery.scores, tokenizer),
         )
     )
+
+
+def done(sequences: list[Sequence], endings: list[Ending], version: str) -> inference_pb2.StreamGenerateResponse:
+    """The end of a stream."""
+    ends = [
+        inference_pb2.CompletionEnd(index=index, finish_reason=ending.finish_reason, stop=ending.stop)
+        for index, ending in enumerate(endings)
+    ]
+    return inference_pb2.StreamGenerateResponse(
+        done=inference_pb2.GenerationDone(
+            ends=ends,
+            version=version,
+            usage=_usage(sequences),
+            timings=_timings(endings),
+            seed=sequences[0].sampling.seed,
+        )
+    )
+
+
+def token_logprobs(scores: list[TokenScore], tokenizer: Tokenizer) -> list[inference_pb2.TokenLogprob]:
+    """Scores as the contract has them."""
+    token = tokenizer.token
+    return [
+        inference_pb2.TokenLogprob(
+            token_id=entry.token_id,
+            token=token(entry.token_id),
+            logprob=entry.log_probability,
+            top_logprobs=[
+                inference_pb2.TopLogprob(token_id=best, token=token(best), logprob=value) for best, value in entry.best
+            ],
+        )
+        for entry in scores
+    ]
 
 
 def served_model(served: ServedModel, deployments: list[str]) -> inference_pb2.ServedModel:
@@ -73,17 +111,26 @@ def served_model(served: ServedModel, deployments: list[str]) -> inference_pb2.S
     return reply
 
 
-def _usage(sequence: Sequence, ending: Ending) -> inference_pb2.Usage:
-    return inference_pb2.Usage(prompt_tokens=len(sequence.prompt), completion_tokens=ending.token_count)
+def _usage(sequences: list[Sequence]) -> inference_pb2.Usage:
+    """Tokens of the prompt, which all completions share, and of the completions together."""
+    return inference_pb2.Usage(
+        prompt_tokens=len(sequences[0].prompt),
+        completion_tokens=sum(len(sequence.token_ids) for sequence in sequences),
+    )
 
 
-def _timings(ending: Ending) -> inference_pb2.Timings:
+def _timings(endings: list[Ending]) -> inference_pb2.Timings:
+    """From the first arrival to the last end."""
+    arrival_s = min(ending.arrival_s for ending in endings)
+    start_s = min(ending.start_s for ending in endings)
+    first_token_s = min(ending.first_token_s for ending in endings)
+    end_s = max(ending.end_s for ending in endings)
     return inference_pb2.Timings(
-        queue_duration=_duration(ending.start_s - ending.arrival_s),
-        prefill_duration=_duration(ending.first_token_s - ending.start_s),
-        decode_duration=_duration(ending.end_s - ending.first_token_s),
-        first_token_duration=_duration(ending.first_token_s - ending.arrival_s),
-        total_duration=_duration(ending.end_s - ending.arrival_s),
+        queue_duration=_duration(start_s - arrival_s),
+        prefill_duration=_duration(first_token_s - start_s),
+        decode_duration=_duration(end_s - first_token_s),
+        first_token_duration=_duration(first_token_s - arrival_s),
+        total_duration=_duration(end_s - arrival_s),
     )
 
 

@@ -5,10 +5,12 @@ stream is counter-based: the number for a sequence's k-th token is a pure functi
 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from services.inference.penalties import Bending, Penalties
 
 NUCLEUS = 256
 """Candidates that top-p sorts first; it sorts the whole vocabulary only where these do not reach the mass."""
@@ -31,6 +33,7 @@ class Sampling:
     min_p: float = 0.0
     seed: int = 0
     stream: int = 0
+    bending: Bending = field(default_factory=Bending)
 
     @property
     def is_greedy(self) -> bool:
@@ -38,7 +41,8 @@ class Sampling:
 
     def draws(self, count: int) -> NDArray[np.float64]:
         """The first `count` numbers of the stream, each in [0, 1)."""
-        return np.random.Generator(np.random.Philox(key=[self.seed, self.stream])).random(count)
+        key = np.array([self.seed, self.stream], np.uint64)  # a plain list would become float64 from 2**63 on
+        return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,13 @@ class Sampler:
         self._settings = [Sampling(temperature=0)] * slots
         self._draws = np.zeros((slots, capacity), np.float64)
         self._drawn = np.zeros(slots, np.int64)
+        self._penalties: list[Penalties | None] = [None] * slots
         self._plans: dict[tuple[int, int], Plan | None] = {}
 
-    def place(self, row: int, sampling: Sampling, count: int) -> None:
+    def place(self, row: int, sampling: Sampling, count: int, penalties: Penalties | None = None) -> None:
         """Makes `row` sample like this, for at most `count` tokens."""
         self._settings[row] = sampling
+        self._penalties[row] = penalties
         self._plans.clear()
         if not sampling.is_greedy:
             self._draws[row, :count] = sampling.draws(count)
@@ -77,25 +83,39 @@ class Sampler:
     def move(self, source: int, target: int) -> None:
         """Makes row `target` what row `source` is."""
         self._settings[target] = self._settings[source]
+        self._penalties[target] = self._penalties[source]
         self._draws[target] = self._draws[source]
         self._drawn[target] = self._drawn[source]
         self._plans.clear()
 
     def sample(self, logits: Floats, first_row: int = 0) -> Rows:
         """The next token [n] of the rows from `first_row`, given their logits [n, vocab]; -1 where these are NaN."""
+        penalties = self._penalties[first_row : first_row + len(logits)]
+        if any(penalties):
+            logits = logits.copy()
+            for row, penalty in enumerate(penalties):
+                if penalty:
+                    penalty.bend(logits[row])
+        tokens = self._chosen(logits, first_row)
+        best = logits.max(axis=1)
+        if np.isnan(best.sum()):
+            tokens = np.where(np.isnan(best), -1, tokens)
+        for row, penalty in enumerate(penalties):
+            if penalty and tokens[row] >= 0:
+                penalty.note(int(tokens[row]))
+        return tokens
+
+    def _chosen(self, logits: Floats, first_row: int) -> Rows:
         run = (first_row, len(logits))
         if run not in self._plans:
             self._plans[run] = self._planned(*run)
         plan = self._plans[run]
-        if plan is None:
-            tokens: Rows = logits.argmax(axis=1)
-        elif plan.drawing is None:
-            tokens = self._drawn_tokens(logits, plan)
-        else:
-            tokens = logits.argmax(axis=1)
+        if plan is not None and plan.drawing is None:
+            return self._drawn_tokens(logits, plan)
+        tokens: Rows = logits.argmax(axis=1)
+        if plan is not None:
             tokens[plan.drawing] = self._drawn_tokens(logits[plan.drawing], plan)
-        best = logits.max(axis=1)
-        return np.where(np.isnan(best), -1, tokens) if np.isnan(best.sum()) else tokens
+        return tokens
 
     def _planned(self, first_row: int, count: int) -> Plan | None:
         """None where every row is greedy."""

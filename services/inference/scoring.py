@@ -37,9 +37,9 @@ def score(
             rows = logits[block : block + BLOCK_ROWS]
             targets = token_ids[start + block + 1 : start + block + 1 + len(rows)]
             rows = rows[: len(targets)]
-            wide = _log_softmax(rows)
+            wide = log_softmax(rows)
             is_greedy = is_greedy and bool((wide.argmax(axis=1) == targets).all())
-            scores += [_token_score(row, int(target), top) for row, target in zip(wide, targets, strict=True)]
+            scores += [token_score(row, int(target), top) for row, target in zip(wide, targets, strict=True)]
     return scores, is_greedy
 
 
@@ -57,14 +57,16 @@ def embed(
     return values
 
 
-def _log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+def log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Natural log-probabilities [n, vocab] of logits [n, vocab], in float64."""
     wide = rows.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
     return wide
 
 
-def _token_score(row: NDArray[np.float64], token_id: int, top: int) -> TokenScore:
+def token_score(row: NDArray[np.float64], token_id: int, top: int) -> TokenScore:
+    """A token's score, and the `top` best ones, from the log-probabilities [vocab] at its place; ties by token id."""
     best: tuple[tuple[int, float], ...] = ()
     if top:
         candidates = np.sort(np.argpartition(row, len(row) - min(top, len(row)))[-top:])

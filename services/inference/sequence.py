@@ -10,6 +10,7 @@ from octavo.errors import OctavoError
 from octavo.v1.inference_pb2 import FinishReason
 from services.inference.outbox import Delivery, Ending, Outbox
 from services.inference.sampler import Sampling
+from services.inference.scoring import TokenScore
 from services.inference.transcript import Transcript
 
 UNFINISHED = FinishReason.FINISH_REASON_UNSPECIFIED
@@ -19,7 +20,8 @@ class Sequence:
     """A prompt and its continuation.
 
     `prompt` int64 [n], n at least 1; `token_limit` tokens are generated at most, and `limit_reason` says which limit
-    that is; a token of `endings` ends it and says why. `deadline_s` is a time of `perf_counter`.
+    that is; a token of `endings` ends it and says why. `deadline_s` is a time of `perf_counter`. With `logprobs`, each
+    token is scored, with so many of the best at its place.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Sequence:
         outbox: Outbox,
         priority: int = 0,
         deadline_s: float | None = None,
+        logprobs: int | None = None,
     ) -> None:
         self.prompt = prompt
         self.sampling = sampling
@@ -42,7 +45,9 @@ class Sequence:
         self.outbox = outbox
         self.priority = priority
         self.deadline_s = deadline_s
+        self.logprobs = logprobs
         self.token_ids: list[int] = []
+        self.scores: list[TokenScore] = []
         self.finish_reason = UNFINISHED
         self.is_over = False
         self.row = -1
@@ -74,7 +79,7 @@ class Sequence:
         text = self.transcript.take()
         if not text:
             return None
-        return Delivery(text, self._unsent())
+        return Delivery(text, *self._unsent())
 
     def last_news(self, error: OctavoError | None = None) -> Delivery:
         """All that is left, and how it ended."""
@@ -89,9 +94,9 @@ class Sequence:
             end_s=perf_counter(),
             token_count=len(self.token_ids),
         )
-        return Delivery(self.transcript.take_last(), self._unsent(), ending)
+        return Delivery(self.transcript.take_last(), *self._unsent(), ending)
 
-    def _unsent(self) -> list[int]:
-        token_ids = self.token_ids[self._sent :]
+    def _unsent(self) -> tuple[list[int], list[TokenScore]]:
+        token_ids, scores = self.token_ids[self._sent :], self.scores[self._sent :]
         self._sent = len(self.token_ids)
-        return token_ids
+        return token_ids, scores

@@ -136,8 +136,9 @@ class LoadedModel:
         priority: int,
         deadline_s: float | None,
     ) -> Sequence:
-        """A sequence for the engine. Raises InvalidArgument for stop tokens outside the vocabulary."""
+        """A sequence for the engine. Raises InvalidArgument for tokens outside the vocabulary."""
         self.check_ids(np.array(parameters.stop_token_ids, np.int64), "parameters.stop_token_ids")
+        self.check_ids(np.array(list(parameters.logit_bias), np.int64), "parameters.logit_bias")
         room = self.capacity - len(prompt)
         limit = parameters.max_tokens if parameters.HasField("max_tokens") else room + 1
         full, most = FinishReason.FINISH_REASON_CONTEXT_FULL, FinishReason.FINISH_REASON_MAX_TOKENS
@@ -153,6 +154,7 @@ class LoadedModel:
             outbox=outbox,
             priority=priority,
             deadline_s=deadline_s,
+            logprobs=parameters.logprobs if parameters.HasField("logprobs") else None,
         )
 
 

@@ -14,7 +14,7 @@ from octavo.errors import InvalidArgument, NotFound
 from octavo.v1 import inference_pb2, inference_pb2_grpc
 from octavo.v1.errors_pb2 import Reason
 from services.inference import metrics, parameters, replies, text_answers
-from services.inference.outbox import Outbox
+from services.inference.outbox import Delivery, Ending, Outbox, merged
 from services.inference.roster import Roster
 from services.inference.sequence import Sequence
 from services.inference.served_model import LoadedModel, ServedModel
@@ -41,15 +41,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         parameters.check(request)
         served = await self._find(request.model)
         with served.lease() as loaded:
-            async with _running(loaded, request, context, is_streaming=False) as sequence:
-                delivery = await sequence.outbox.take()
-        ending = delivery.ending
-        if ending is None:
-            raise AssertionError("a sequence without a reader of chunks delivers once")
-        if ending.error:
-            raise ending.error
-        metrics.describe(served.key.version, request.model, sequence, ending)
-        return replies.response(sequence, delivery, ending, served.key.version)
+            async with _running(loaded, request, context, is_streaming=False) as sequences:
+                found = {index: delivery async for index, delivery in merged([s.outbox for s in sequences])}
+            deliveries = [found[index] for index in range(len(sequences))]
+            metrics.describe(served.key.version, request.model, sequences)
+            reply = replies.response(
+                sequences, deliveries, served.key.version, loaded.tokenizer, _echoed(loaded, request)
+            )
+            if request.parameters.HasField("prompt_logprobs"):
+                reply.prompt_logprobs.extend(await text_answers.prompt_logprobs(loaded, sequences[0].prompt, request))
+        return reply
 
     async def StreamGenerate(
         self, request: inference_pb2.StreamGenerateRequest, context: Context
@@ -57,17 +58,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         parameters.check(request)
         served = await self._find(request.model)
         with served.lease() as loaded:
-            async with _running(loaded, request, context, is_streaming=True) as sequence:
-                ending = None
-                while ending is None:
-                    delivery = await sequence.outbox.take()
-                    ending = delivery.ending
+            async with _running(loaded, request, context, is_streaming=True) as sequences:
+                if echoed := _echoed(loaded, request):
+                    for index in range(len(sequences)):
+                        yield replies.chunk(index, Delivery(echoed), loaded.tokenizer)
+                endings: dict[int, Ending] = {}
+                async for index, delivery in merged([sequence.outbox for sequence in sequences]):
                     if delivery.token_ids:
-                        yield replies.chunk(delivery)
-        if ending.error:
-            raise ending.error
-        metrics.describe(served.key.version, request.model, sequence, ending)
-        yield replies.done(sequence, ending, served.key.version)
+                        yield replies.chunk(index, delivery, loaded.tokenizer)
+                    if delivery.ending:
+                        endings[index] = delivery.ending
+            metrics.describe(served.key.version, request.model, sequences)
+        yield replies.done(sequences, [endings[index] for index in range(len(sequences))], served.key.version)
 
     async def Score(self, request: inference_pb2.ScoreRequest, context: Context) -> inference_pb2.ScoreResponse:
         served = await self._find(request.model)
@@ -138,25 +140,42 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
 @asynccontextmanager
 async def _running(
     loaded: LoadedModel, request: Request, context: Context, *, is_streaming: bool
-) -> AsyncIterator[Sequence]:
-    """A sequence in the engine; whoever leaves before its end takes it out of the engine."""
+) -> AsyncIterator[list[Sequence]]:
+    """The request's sequences in the engine; whoever leaves before their end takes them out of it."""
     prompt = await _prompt(loaded, request)
     remaining_s = context.time_remaining()
-    sequence = loaded.sequence(
-        prompt,
-        request.parameters,
-        parameters.sampling(request.parameters),
-        Outbox(is_streaming=is_streaming),
-        priority=request.priority,
-        deadline_s=None if remaining_s is None else perf_counter() + remaining_s,
-    )
+    sequences = [
+        loaded.sequence(
+            prompt,
+            request.parameters,
+            sampling,
+            Outbox(is_streaming=is_streaming),
+            priority=request.priority,
+            deadline_s=None if remaining_s is None else perf_counter() + remaining_s,
+        )
+        for sampling in parameters.samplings(request.parameters)
+    ]
+
+    def leave(_: object = None) -> None:
+        for sequence in sequences:
+            if not sequence.is_over:
+                loaded.engine.cancel(sequence)
+
     # gRPC drops the generator of a stream whose caller has left; only this is called at once.
-    context.add_done_callback(lambda _: loaded.engine.cancel(sequence))  # type: ignore[arg-type] # the stub errs
-    loaded.engine.submit(sequence)
+    context.add_done_callback(leave)  # type: ignore[arg-type] # the stub errs
     try:
-        yield sequence
+        for sequence in sequences:
+            loaded.engine.submit(sequence)
+        yield sequences
     finally:
-        loaded.engine.cancel(sequence)
+        leave()
+
+
+def _echoed(loaded: LoadedModel, request: Request) -> str:
+    """The prompt's text, if it is to stand in front of the completion."""
+    if not request.parameters.echo:
+        return ""
+    return request.prompt or loaded.tokenizer.decode(request.prompt_token_ids)
 
 
 async def _prompt(loaded: LoadedModel, request: Request) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ import asyncio
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from octavo.errors import InvalidArgument
 from octavo.v1.errors_pb2 import Reason
@@ -11,16 +12,16 @@ from octavo.v1.inference_pb2 import (
     Embedding,
     EmbedRequest,
     EmbedResponse,
+    GenerateRequest,
     Pooling,
     ScoreRequest,
     ScoreResponse,
     TextInput,
     TextScore,
     TokenLogprob,
-    TopLogprob,
     Usage,
 )
-from services.inference import scoring
+from services.inference import replies, scoring
 from services.inference.served_model import LoadedModel
 
 INPUT_LIMIT = 256
@@ -46,6 +47,15 @@ async def score(loaded: LoadedModel, request: ScoreRequest, version: str) -> Sco
         )
         response.scores.append(_text_score(loaded, scores, is_greedy=is_greedy))
     return response
+
+
+async def prompt_logprobs(
+    loaded: LoadedModel, prompt: NDArray[np.int64], request: GenerateRequest
+) -> list[TokenLogprob]:
+    """The scores of a prompt's own tokens."""
+    top = request.parameters.prompt_logprobs
+    scores, _ = await asyncio.to_thread(scoring.score, loaded.score_session, [], prompt.tolist(), top)
+    return replies.token_logprobs(scores, loaded.tokenizer)
 
 
 async def embed(loaded: LoadedModel, request: EmbedRequest, version: str) -> EmbedResponse:
@@ -76,17 +86,8 @@ async def embed(loaded: LoadedModel, request: EmbedRequest, version: str) -> Emb
 def _text_score(loaded: LoadedModel, scores: list[scoring.TokenScore], *, is_greedy: bool) -> TextScore:
     known = [entry.log_probability for entry in scores if entry.log_probability is not None]
     total = math.fsum(known)
-    token = loaded.tokenizer.token
     return TextScore(
-        tokens=[
-            TokenLogprob(
-                token_id=entry.token_id,
-                token=token(entry.token_id),
-                logprob=entry.log_probability,
-                top_logprobs=[TopLogprob(token_id=i, token=token(i), logprob=value) for i, value in entry.best],
-            )
-            for entry in scores
-        ],
+        tokens=replies.token_logprobs(scores, loaded.tokenizer),
         total_logprob=total,
         perplexity=math.exp(-total / len(known)) if known else 1.0,
         is_greedy=is_greedy,

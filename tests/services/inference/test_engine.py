@@ -10,6 +10,7 @@ from octavo.errors import Cancelled, DataLoss, DeadlineExceeded, Internal, Resou
 from octavo.v1.errors_pb2 import Reason
 from octavo.v1.inference_pb2 import FinishReason, GenerationParameters
 from services.inference.outbox import Outbox
+from services.inference.penalties import Bending
 from services.inference.sampler import Sampling
 
 SAMPLINGS = (
@@ -18,6 +19,8 @@ SAMPLINGS = (
     Sampling(temperature=0.7, top_k=5),
     Sampling(temperature=1.3, top_p=0.8),
     Sampling(temperature=0.9, top_k=20, top_p=0.9, min_p=0.05),
+    Sampling(temperature=0, bending=Bending(repetition=1.5)),
+    Sampling(temperature=0.8, bending=Bending(presence=0.5, frequency=0.5, bias={3: 2.0})),
 )
 
 

@@ -12,7 +12,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from octavo.v1.inference_pb2 import FinishReason, GenerateRequest, GenerationParameters
 from services.inference import metrics
 from services.inference.meter import Distribution
-from services.inference.outbox import Ending
 from services.inference.sampler import Sampling
 
 
@@ -58,17 +57,15 @@ def test_a_recorded_span_tells_what_was_generated_in_the_words_of_the_convention
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    sequence = SimpleNamespace(sampling=Sampling(seed=1, top_k=4), token_limit=9, prompt=[1, 2])
-    ending = Ending(
+    sequence = SimpleNamespace(
+        sampling=Sampling(seed=1, top_k=4),
+        token_limit=9,
+        prompt=[1, 2],
+        token_ids=[1] * 5,
         finish_reason=FinishReason.FINISH_REASON_STOP_TEXT,
-        arrival_s=0,
-        start_s=0,
-        first_token_s=0,
-        end_s=0,
-        token_count=5,
     )
     with provider.get_tracer("test").start_as_current_span("call"):
-        metrics.describe("models/poet/versions/1", "deployments/poet", sequence, ending)
+        metrics.describe("models/poet/versions/1", "deployments/poet", [sequence])
     (span,) = exporter.get_finished_spans()
     assert span.attributes["gen_ai.response.model"] == "models/poet/versions/1"
     assert span.attributes["gen_ai.usage.output_tokens"] == 5

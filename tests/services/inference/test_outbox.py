@@ -37,8 +37,8 @@ async def test_what_crosses_together_wakes_the_loop_once(monkeypatch):
 async def test_what_comes_while_nobody_waits_travels_together():
     outbox = Outbox(is_streaming=True)
     outbox.deliver(Delivery("a", [1]))
-    outbox.deliver(Delivery("b", [2], ENDING))
-    assert await outbox.take() == Delivery("ab", [1, 2], ENDING)
+    outbox.deliver(Delivery("b", [2], ending=ENDING))
+    assert await outbox.take() == Delivery("ab", [1, 2], ending=ENDING)
 
 
 async def test_only_a_reader_that_waits_for_chunks_is_hungry():
@@ -63,4 +63,4 @@ async def test_a_delivery_to_a_reader_that_has_left_harms_nobody():
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.sleep(0)
-    outbox.deliver(Delivery("late", [1], ENDING))
+    outbox.deliver(Delivery("late", [1], ending=ENDING))

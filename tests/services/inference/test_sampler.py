@@ -43,6 +43,7 @@ def test_a_stream_is_a_function_of_seed_and_position():
     assert (Sampling(seed=5).draws(8)[:3] == Sampling(seed=5).draws(3)).all()
     assert (Sampling(seed=5).draws(3) != Sampling(seed=6).draws(3)).all()
     assert (Sampling(seed=5).draws(3) != Sampling(seed=5, stream=1).draws(3)).all()
+    assert (Sampling(seed=2**64 - 1).draws(3) != Sampling(seed=2**64 - 2).draws(3)).all()
 
 
 def drawn(sampling, logits, count):

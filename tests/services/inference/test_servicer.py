@@ -18,10 +18,14 @@ from octavo.v1.inference_pb2 import (
     GenerationParameters,
     GetServedModelRequest,
     ListServedModelsRequest,
+    ScoreInput,
+    ScoreRequest,
     ServedModelState,
     StreamGenerateRequest,
     StructuredOutput,
+    TextInput,
     TokenizeRequest,
+    TokenSequence,
 )
 
 MODEL = "deployments/poet"
@@ -114,6 +118,12 @@ async def test_tokens_and_their_places_are_told_and_join_to_the_text(poet):
         ({"parameters": {"top_k": -1}}, "parameters.top_k", "0 (all tokens) or more"),
         ({"parameters": {"min_p": 2}}, "parameters.min_p", "0 (all tokens) to 1"),
         ({"parameters": {"max_tokens": 0}}, "parameters.max_tokens", "1 or more"),
+        ({"parameters": {"repetition_penalty": 0}}, "parameters.repetition_penalty", "above 0"),
+        ({"parameters": {"presence_penalty": 3}}, "parameters.presence_penalty", "-2 to 2"),
+        ({"parameters": {"n": 17}}, "parameters.n", "1 to 16"),
+        ({"parameters": {"logprobs": 21}}, "parameters.logprobs", "0 to 20"),
+        ({"parameters": {"logit_bias": {3: 101}}}, "parameters.logit_bias[3]", "between -100 and 100"),
+        ({"parameters": {"logit_bias": {99: 1}}}, "parameters.logit_bias[0]", "99 is not a token"),
         ({"parameters": {"stop": [""]}}, "parameters.stop[0]", "1 to 256"),
         ({"parameters": {"stop": ["x"] * 17}}, "parameters.stop", "more than 16"),
         ({"parameters": {"stop_token_ids": [-3]}}, "parameters.stop_token_ids[0]", "ids go from 0"),
@@ -138,16 +148,8 @@ async def test_all_wrong_fields_are_told_at_once(poet):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("repetition_penalty", 1.2),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", 0.5),
-        ("logit_bias", {3: 1.0}),
         ("min_tokens", 3),
-        ("n", 2),
         ("best_of", 2),
-        ("logprobs", 1),
-        ("prompt_logprobs", 0),
-        ("echo", True),
         ("structured_output", StructuredOutput(regex="a+")),
     ],
 )
@@ -234,3 +236,75 @@ async def test_many_callers_at_once_each_get_what_they_get_alone(poet):
 
     alone = [await complete(seed) for seed in range(24)]
     assert await asyncio.gather(*map(complete, range(24))) == alone
+
+
+async def test_log_probabilities_are_those_of_the_unbent_model(poet):
+    fields = asked(max_tokens=10, seed=3, ignore_eos=True, logprobs=2, prompt_logprobs=1, temperature=0.5)
+    reply = await poet.inference.Generate(GenerateRequest(**fields))
+    (completion,) = reply.completions
+    assert [entry.token_id for entry in completion.logprobs] == list(completion.token_ids)
+    score = await poet.inference.Score(
+        ScoreRequest(
+            model=MODEL,
+            inputs=[
+                ScoreInput(
+                    context=TextInput(text="TO BE"),
+                    continuation=TextInput(tokens=TokenSequence(token_ids=completion.token_ids)),
+                )
+            ],
+            top_logprobs=2,
+        )
+    )
+    told = [entry.logprob for entry in completion.logprobs]
+    assert told == pytest.approx([entry.logprob for entry in score.scores[0].tokens], abs=1e-4)
+    assert [entry.token for entry in reply.prompt_logprobs] == list("TO BE")
+    assert not reply.prompt_logprobs[0].HasField("logprob")
+    chunks, _ = await streamed(
+        poet,
+        **fields
+        | {"parameters": GenerationParameters(max_tokens=10, seed=3, ignore_eos=True, logprobs=2, temperature=0.5)},
+    )
+    assert [entry for event in chunks for entry in event.chunk.logprobs] == list(completion.logprobs)
+
+
+async def test_several_completions_of_one_prompt_have_streams_of_their_own(poet):
+    fields = asked(max_tokens=15, seed=3, ignore_eos=True, n=3)
+    reply = await poet.inference.Generate(GenerateRequest(**fields))
+    texts = [completion.text for completion in reply.completions]
+    assert [completion.index for completion in reply.completions] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (5, 45)
+    alone = await poet.inference.Generate(GenerateRequest(**asked(max_tokens=15, seed=3, ignore_eos=True)))
+    assert alone.completions[0].text == texts[0]
+    chunks, done = await streamed(poet, **fields)
+    for index, text in enumerate(texts):
+        assert "".join(event.chunk.text for event in chunks if event.chunk.index == index) == text
+    assert [end.index for end in done.ends] == [0, 1, 2]
+
+
+async def test_echo_puts_the_prompt_in_front(poet):
+    fields = asked(max_tokens=5, seed=3)
+    plain = await poet.inference.Generate(GenerateRequest(**fields))
+    echoed = await poet.inference.Generate(GenerateRequest(**asked(max_tokens=5, seed=3, echo=True)))
+    assert echoed.completions[0].text == "TO BE" + plain.completions[0].text
+    chunks, _ = await streamed(poet, **asked(max_tokens=5, seed=3, echo=True))
+    assert "".join(event.chunk.text for event in chunks) == echoed.completions[0].text
+
+
+async def test_a_bias_forbids_and_forces_tokens(poet):
+    forced = await poet.inference.Generate(GenerateRequest(**asked(max_tokens=5, logit_bias={7: 100})))
+    assert list(forced.completions[0].token_ids) == [7] * 5
+    forbidden = await poet.inference.Generate(
+        GenerateRequest(**asked(max_tokens=40, temperature=0, logit_bias=dict.fromkeys(range(60), -100)))
+    )
+    assert min(forbidden.completions[0].token_ids) >= 60
+
+
+async def test_a_repetition_penalty_makes_greedy_text_repeat_less(poet):
+    async def distinct(**parameters):
+        fields = asked(max_tokens=60, temperature=0, ignore_eos=True, **parameters)
+        return len(set((await poet.inference.Generate(GenerateRequest(**fields))).completions[0].token_ids))
+
+    plain = await distinct()
+    assert await distinct(repetition_penalty=5) > plain
+    assert await distinct(frequency_penalty=2, presence_penalty=2) > plain
