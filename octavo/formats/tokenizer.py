@@ -50,9 +50,9 @@ class Tokenizer:
         if end_token is not None and self.end_id is None:
             raise _invalid(TOKENIZER_CONFIG_FILE, f"eos_token {end_token!r} is not in the vocabulary")
         self._codes = _character_codes(layout)
-        self._is_byte_level = _is_byte_level(layout)
-        self._pieces = _pieces(layout, vocabulary, is_byte_level=self._is_byte_level)
-        self._missing = _missing_bytes(vocabulary) if self._is_byte_level else frozenset[int]()
+        self._may_be_cut = _may_be_cut(layout)
+        self._pieces = _pieces(layout, vocabulary)
+        self._missing = _missing_bytes(vocabulary) if _decodes_bytes(layout) else frozenset[int]()
 
     @classmethod
     def train_characters(cls, text: str, *, has_end: bool = False) -> Tokenizer:
@@ -162,10 +162,20 @@ class Tokenizer:
             return self._encode_characters(text, self._codes).astype(dtype)
         self._require_bytes(text)
         # Other pre-tokenizers may join what a cut would separate.
-        pieces = list(_cut(text)) if self._is_byte_level else [text]
+        pieces = list(_cut(text)) if self._may_be_cut else [text]
         encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
         parts = [np.asarray(encoding.ids, dtype) for encoding in encodings]
         return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+    def offsets(self, text: str) -> list[int]:
+        """Where each id of `encode(text)` begins in `text`, in characters."""
+        if self._codes is not None:
+            starts, start = [], 0
+            for code in self.encode(text):
+                starts.append(start)
+                start += len(self.token(code))
+            return starts
+        return [start for start, _ in self._backend.encode(text, add_special_tokens=False).offsets]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. InvalidArgument for an id out of range."""
@@ -311,22 +321,20 @@ def _character_codes(layout: Mapping[str, Any]) -> npt.NDArray[np.uint32] | None
     return codes
 
 
-def _is_byte_level(layout: Mapping[str, Any]) -> bool:
-    before, after = layout["pre_tokenizer"] or {}, layout["decoder"] or {}
+def _may_be_cut(layout: Mapping[str, Any]) -> bool:
+    """Whether the pre-tokenizer is GPT-2's, for which `_cut` is right, and nothing comes before it."""
+    before = layout["pre_tokenizer"] or {}
     is_plain = before.get("type") == "ByteLevel" and before.get("use_regex", True)
-    return (
-        is_plain
-        and after.get("type") == "ByteLevel"
-        and not before.get("add_prefix_space", False)
-        and layout["normalizer"] is None
-    )
+    return is_plain and not before.get("add_prefix_space", False) and layout["normalizer"] is None
 
 
-def _pieces(
-    layout: Mapping[str, Any], vocabulary: Mapping[str, int], *, is_byte_level: bool
-) -> dict[int, bytes] | None:
+def _decodes_bytes(layout: Mapping[str, Any]) -> bool:
+    return (layout["decoder"] or {}).get("type") == "ByteLevel"
+
+
+def _pieces(layout: Mapping[str, Any], vocabulary: Mapping[str, int]) -> dict[int, bytes] | None:
     """The bytes of every id, where they do not depend on neighbours."""
-    if is_byte_level:
+    if _decodes_bytes(layout):
         alphabet = _byte_alphabet()
         return {
             code: bytes(alphabet[symbol] for symbol in token)

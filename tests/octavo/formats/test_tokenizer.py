@@ -177,6 +177,18 @@ def test_a_byte_level_vocabulary_without_a_byte_refuses_texts_with_it():
         tokenizer.encode("abé")
 
 
+def test_a_byte_level_vocabulary_with_another_pattern_keeps_its_own_cuts(bpe):
+    backend = tokenizers.Tokenizer.from_buffer(bpe.to_bytes())
+    pattern = pre_tokenizers.Split(tokenizers.Regex(r"\s*[\r\n]+|\s+(?!\S)|\s+|\S+"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pattern, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer = Tokenizer(backend)
+    text = PROSE * 2_000
+    ids = tokenizer.encode(text)
+    assert ids != bpe.encode(text)
+    assert tokenizer.encode_corpus(text).tolist() == ids
+    assert streamed(tokenizer, ids) == text
+
+
 def test_a_decoder_that_looks_at_neighbours_streams_what_it_decodes():
     words = ["▁To", "▁be", ",", "▁or", "▁not", "<0xE2>", "<0x82>", "<0xAC>"]
     backend = tokenizers.Tokenizer(models.WordLevel({word: code for code, word in enumerate(words)}, "▁To"))
