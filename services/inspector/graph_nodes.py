@@ -39,7 +39,7 @@ def inspect_graph(contents: Contents, request: pb.InspectGraphRequest) -> pb.Gra
             path=path,
             format=name,
         )
-    # Only the page is built: a graph may have a million nodes.
+    # Only the page is built: a graph may have two hundred thousand nodes.
     result = pb.GraphInspection(artifact=artifact.name, path=path, summary=graph_summary.summarize(contents, path))
     for index, node in _matching(contents, path, request):
         if page.start <= result.total_size < page.start + page.size:
