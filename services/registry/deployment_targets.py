@@ -35,9 +35,7 @@ def resolved(
     return found
 
 
-def follow(
-    connection: Connection, targets: Sequence[DeploymentTarget], field: str = _FIELD
-) -> list[DeploymentTarget]:
+def follow(connection: Connection, targets: Sequence[DeploymentTarget], field: str = _FIELD) -> list[DeploymentTarget]:
     """The targets with the versions that they mean now; two may mean the same one, and their shares add up.
 
     That is what a canary that becomes the champion looks like: its alias moves to the version beside it.

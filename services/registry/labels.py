@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from sqlalchemy import Column, Connection, delete, insert, literal, select
+from sqlalchemy import Column, Connection, bindparam, delete, insert, literal, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from octavo.errors import InvalidArgument
@@ -23,6 +23,7 @@ _FILTER_TERMS = 16
 _STRING = r'"(?:[^"\\]|\\["\\])*"'
 _TERM = re.compile(rf"\s*labels\.(?P<key>[A-Za-z0-9_-]+|{_STRING})\s*=\s*(?P<value>{_STRING})\s*")
 _AND = re.compile(r"AND\b")
+_OF_ONE = select(LABELS.c.key, LABELS.c.value).where(LABELS.c.resource == bindparam("resource")).order_by(LABELS.c.key)
 
 
 class Term(NamedTuple):
@@ -64,6 +65,11 @@ def read(connection: Connection, resources: Iterable[str]) -> dict[str, dict[str
     for row in connection.execute(chosen.order_by(LABELS.c.resource, LABELS.c.key)):
         found.setdefault(row.resource, {})[row.key] = row.value
     return found
+
+
+def read_one(connection: Connection, resource: str) -> dict[str, str]:
+    """The labels of one resource."""
+    return {row.key: row.value for row in connection.execute(_OF_ONE, {"resource": resource})}
 
 
 def parse_filter(text: str) -> list[Term]:

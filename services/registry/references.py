@@ -1,6 +1,6 @@
 """What names mean now: which version a reference names, and which deployments stand on a version."""
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from octavo.errors import FailedPrecondition, InvalidArgument, NotFound
 from octavo.v1 import errors_pb2
@@ -10,20 +10,19 @@ from services.registry.schema import ALIASES, DEPLOYMENT_TARGETS, MODELS, VERSIO
 
 _SHOWN = 5
 
+_BY_NUMBER = select(VERSIONS.c.number).where(
+    VERSIONS.c.model == bindparam("model"), VERSIONS.c.number == bindparam("number")
+)
+_BY_ALIAS = select(ALIASES.c.number).where(ALIASES.c.model == bindparam("model"), ALIASES.c.alias == bindparam("alias"))
+_NEWEST = select(func.max(VERSIONS.c.number)).where(VERSIONS.c.model == bindparam("model"))
+
 
 def number_of(connection: Connection, reference: Reference, field: str) -> int:
     """The number of the version that `reference` names now. Raises NotFound for what is not there."""
-    if reference.number:
-        found = select(VERSIONS.c.number).where(
-            VERSIONS.c.model == reference.model, VERSIONS.c.number == reference.number
-        )
-    elif reference.alias:
-        found = select(ALIASES.c.number).where(ALIASES.c.model == reference.model, ALIASES.c.alias == reference.alias)
-    else:
-        found = select(func.max(VERSIONS.c.number)).where(VERSIONS.c.model == reference.model)
-    number = connection.execute(found).scalar_one_or_none()
+    found = _BY_NUMBER if reference.number else _BY_ALIAS if reference.alias else _NEWEST
+    number = connection.execute(found, reference._asdict()).scalar_one_or_none()
     if number is None:
-        raise _not_found(connection, reference, field)
+        raise not_found(connection, reference, field)
     return int(number)
 
 
@@ -37,7 +36,7 @@ def number_of_model(connection: Connection, model: str, version: str, field: str
 
 def check_model(connection: Connection, model: str, field: str = "name") -> None:
     """Raises NotFound if there is no such model."""
-    if connection.execute(select(MODELS.c.model).where(MODELS.c.model == model)).one_or_none() is None:
+    if not _has_model(connection, model):
         raise model_not_found(model, field)
 
 
@@ -95,12 +94,18 @@ def alias_not_found(connection: Connection, model: str, alias: str, field: str) 
     )
 
 
-def _not_found(connection: Connection, reference: Reference, field: str) -> NotFound:
+def not_found(connection: Connection, reference: Reference, field: str) -> NotFound:
+    """The error for a reference to nothing: which of model, alias and version is missing."""
     model = reference.model
-    check_model(connection, model, field)
+    if not _has_model(connection, model):
+        return model_not_found(model, field)
     if reference.alias:
         return alias_not_found(connection, model, reference.alias, field)
     newest = connection.execute(
         select(func.max(VERSIONS.c.number)).where(VERSIONS.c.model == model)
     ).scalar_one_or_none()
     return version_not_found(model, reference.number or 1, newest, field)
+
+
+def _has_model(connection: Connection, model: str) -> bool:
+    return connection.execute(select(MODELS.c.model).where(MODELS.c.model == model)).one_or_none() is not None

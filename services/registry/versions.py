@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
-from sqlalchemy import Connection, Row, String, cast, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, Row, String, bindparam, cast, delete, func, insert, literal, select, update
 
 from octavo.errors import FailedPrecondition
 from octavo.v1 import errors_pb2
@@ -26,6 +26,15 @@ from services.registry.schema import ALIASES, LABELS, VERSION_FILES, VERSIONS
 _CHANGEABLE = ("description", "labels", "metrics")
 _LISTED = [column for column in VERSIONS.c if column is not VERSIONS.c.tensors]
 _RESOURCE = literal("models/") + VERSIONS.c.model + literal("/versions/") + cast(VERSIONS.c.number, String)
+
+# Built once: building and hashing them takes SQLAlchemy longer than SQLite takes to run them, and every program
+# resolves versions.
+_ONE = select(VERSIONS).where(VERSIONS.c.model == bindparam("model"), VERSIONS.c.number == bindparam("number"))
+_ALIASES_OF_ONE = (
+    select(ALIASES.c.alias)
+    .where(ALIASES.c.model == bindparam("model"), ALIASES.c.number == bindparam("number"))
+    .order_by(ALIASES.c.alias)
+)
 
 
 def create(change: Change, files: BlobFiles, request: CreateVersionRequest) -> Version:
@@ -66,17 +75,19 @@ def create(change: Change, files: BlobFiles, request: CreateVersionRequest) -> V
 
 def get(connection: Connection, model: str, number: int, field: str = "name") -> Version:
     """The version with its tensors; NotFound if there is none."""
-    chosen = select(VERSIONS).where(VERSIONS.c.model == model, VERSIONS.c.number == number)
-    rows = connection.execute(chosen).all()
-    if not rows:
-        references.number_of(connection, Reference(model, number=number), field)
-    return _assembled(connection, rows)[0]
+    which = {"model": model, "number": number}
+    row = connection.execute(_ONE, which).one_or_none()
+    if row is None:
+        raise references.not_found(connection, Reference(model, number=number), field)
+    words = labels.read_one(connection, names.version_name(model, number))
+    return _version(row, words, connection.execute(_ALIASES_OF_ONE, which).scalars().all())
 
 
 def resolve(connection: Connection, reference: str, field: str = "reference") -> Version:
     """The version that a reference names now."""
     parts = names.reference_in(reference, field)
-    return get(connection, parts.model, references.number_of(connection, parts, field), field)
+    number = parts.number or references.number_of(connection, parts, field)
+    return get(connection, parts.model, number, field)
 
 
 def list_versions(connection: Connection, request: ListVersionsRequest) -> ListVersionsResponse:
@@ -178,15 +189,20 @@ def _assembled(connection: Connection, rows: Sequence[Row[Any]]) -> list[Version
         chosen = select(ALIASES).where(ALIASES.c.model.in_({row.model for row in rows}))
         for alias in connection.execute(chosen.order_by(ALIASES.c.alias)):
             aliases.setdefault((alias.model, alias.number), []).append(alias.alias)
-    return [_version(row, words, aliases.get((row.model, row.number), [])) for row in rows]
+    return [
+        _version(
+            row, words.get(names.version_name(row.model, row.number), {}), aliases.get((row.model, row.number), [])
+        )
+        for row in rows
+    ]
 
 
-def _version(row: Row[Any], words: Mapping[str, Mapping[str, str]], aliases: Sequence[str]) -> Version:
+def _version(row: Row[Any], words: Mapping[str, str], aliases: Sequence[str]) -> Version:
     version = Version.FromString(row.record)
     if "tensors" in row._mapping:
         version.MergeFromString(row.tensors)
     version.name = names.version_name(row.model, row.number)
-    version.labels.update(words.get(version.name, {}))
+    version.labels.update(words)
     version.aliases.extend(aliases)
     version.create_time.CopyFrom(timestamp(row.create_time_ns))
     version.update_time.CopyFrom(timestamp(row.update_time_ns))

@@ -33,6 +33,7 @@ def first_bad_byte(content: bytes) -> int | None:
     return None
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(PIECES, min_size=1, max_size=60).map("".join), st.integers(1, 7))
 def test_text_is_counted_right_whatever_the_blocks(text: str, block_bytes: int) -> None:
     saved = dataset_survey._BLOCK_BYTES
@@ -46,6 +47,7 @@ def test_text_is_counted_right_whatever_the_blocks(text: str, block_bytes: int) 
     assert counted.rows == len(text.split("\n")) - text.endswith("\n")
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.binary(min_size=1, max_size=60), st.integers(1, 7))
 def test_the_first_byte_that_is_not_utf_8_is_found_whatever_the_blocks(content: bytes, block_bytes: int) -> None:
     saved = dataset_survey._BLOCK_BYTES
@@ -60,6 +62,7 @@ def test_the_first_byte_that_is_not_utf_8_is_found_whatever_the_blocks(content: 
     assert [(finding.offset_bytes, finding.line) for finding in bad[:1]] == places
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.binary(max_size=200), st.sampled_from([0, TEXT, JSONL, CSV]))
 def test_any_bytes_are_surveyed_without_a_defect(content: bytes, form: int) -> None:
     found = surveyed(content, form, 10)
@@ -67,6 +70,7 @@ def test_any_bytes_are_surveyed_without_a_defect(content: bytes, form: int) -> N
     assert len(found.findings) <= dataset_survey.MAXIMUM_FINDINGS
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.dictionaries(st.text(max_size=4), JSON, max_size=4), min_size=1, max_size=10))
 def test_every_row_of_json_comes_back_from_where_it_stands(objects: list[dict[str, object]]) -> None:
     content = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in objects).encode()
@@ -81,7 +85,7 @@ def test_every_row_of_json_comes_back_from_where_it_stands(objects: list[dict[st
                 assert json.loads(content[row.begin.offset_bytes : row.end.offset_bytes]) == row.content
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.text(max_size=6), st.text(max_size=6)), min_size=1, max_size=8))
 def test_every_record_of_csv_comes_back_from_where_it_stands(records: list[tuple[str, str]]) -> None:
     quoted = ['"' + field.replace('"', '""') + '"' for record in records for field in record]

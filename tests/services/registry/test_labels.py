@@ -1,7 +1,7 @@
 """Label filters: what is one is understood, everything else is refused with its place."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import InvalidArgument
@@ -15,6 +15,7 @@ def quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(BARE | WORDS.map(quoted), WORDS), max_size=5))
 def test_any_terms_come_back(terms: list[tuple[str, str]]) -> None:
     text = " AND ".join(f"labels.{key} = {quoted(value)}" for key, value in terms)
@@ -27,6 +28,7 @@ def test_any_terms_come_back(terms: list[tuple[str, str]]) -> None:
     assert [term.key for term in parsed if "\\" not in term.key] == [key for key, _ in expected if "\\" not in key]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text(max_size=60))
 def test_any_text_is_understood_or_refused(text: str) -> None:
     try:
