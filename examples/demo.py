@@ -5,18 +5,32 @@ Starts a suite of its own on free ports, so that it never meets another one; kee
 
 import argparse
 import json
+import shlex
+import shutil
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.text import Text
 
 from examples import standard_library
-from octavo.cli import failure, follow, generate, inspect_command, models, ports, screen, up, whereabouts, wording
+from octavo.cli import (
+    deployments,
+    failure,
+    follow,
+    generate,
+    inspect_command,
+    models,
+    ports,
+    screen,
+    up,
+    whereabouts,
+    wording,
+)
 from octavo.cli.fleet import Fleet
 from octavo.cli.job_story import JobStory
 from octavo.cli.job_view import sample_lines
@@ -24,12 +38,15 @@ from octavo.cli.plan_view import plan_view
 from octavo.cli.train import duration
 from octavo.client import Client
 from octavo.errors import NotFound, OctavoError
-from octavo.v1 import datasets_pb2, inference_pb2, registry_pb2, trainer_pb2
+from octavo.v1 import datasets_pb2, deployments_pb2, inference_pb2, registry_pb2, trainer_pb2
 
 NAME = "demo"
 SEED = 7
+TOKENS = 120
+TEMPERATURE = 0.7
 # Below it, a vocabulary of characters learns more than one of pieces.
 BPE_FROM_BYTES = 1_000_000
+LOADING_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -194,7 +211,7 @@ def show_learning(story: JobStory) -> None:
     for sample in (first, last):
         if sample is not None:
             console.print(Text(f"at step {sample.step:,}:", style="dim"))
-            for line in sample_lines(sample, console.width):
+            for line in sample_lines(sample, console.width, rows=4):
                 console.print(line)
 
 
@@ -203,37 +220,53 @@ def show_proof(client: Client) -> registry_pb2.Version:
     chapter(5, "A version, proven", "registered only because its ONNX graph computes what the checkpoint computes")
     request = registry_pb2.ResolveVersionRequest(reference=f"models/{NAME}@champion")
     version = client.registry.ResolveVersion(request)
-    screen.print_facts(models.version_facts(version))
     audit = client.registry.VerifyAudit(registry_pb2.VerifyAuditRequest())
     words = "holds" if audit.valid else f"is broken at event {audit.first_invalid_sequence}"
-    screen.print_facts([("audit", f"the hash chain over {audit.checked_events} events {words}")])
+    chain = f"the hash chain over {audit.checked_events} events {words}"
+    screen.print_facts([*models.version_facts(version), ("audit", chain)])
     return version
 
 
 def talk(show: Show, client: Client, fleet: Fleet) -> None:
     """The same request through both doors: the text is the same to the last byte."""
-    console = screen.stdout()
     chapter(6, "Text", "streamed over gRPC, then over HTTP with server-sent events")
-    parameters = inference_pb2.GenerationParameters(max_tokens=120, temperature=0.7, seed=SEED)
-    request = inference_pb2.StreamGenerateRequest(
-        model=f"deployments/{NAME}", prompt=show.prompt, parameters=parameters
-    )
-    console.print(Text(show.prompt, style="dim"), end="")
-    grpc_text = ""
+    name = f"deployments/{NAME}"
+    wanted = client.deployments.GetDeployment(deployments_pb2.GetDeploymentRequest(name=name))
+    deployments.wait_until_settled(client, wanted, LOADING_S)
+    grpc_text = talk_grpc(show, client, name)
+    http_text = talk_http(show, f"http://{fleet.addresses['gateway']}/api/v1/{name}:streamGenerate")
+    is_same = grpc_text == http_text
+    words = "the same text to the last byte, as one seed must give" if is_same else "the texts differ: a defect"
+    screen.stdout().print(Text(f"\n{words}", style="green" if is_same else "bold red"))
+
+
+def talk_grpc(show: Show, client: Client, name: str) -> str:
+    """The text as the inference server streams it."""
+    parameters = inference_pb2.GenerationParameters(max_tokens=TOKENS, temperature=TEMPERATURE, seed=SEED)
+    request = inference_pb2.StreamGenerateRequest(model=name, prompt=show.prompt, parameters=parameters)
+    screen.stdout().print(Text(show.prompt, style="dim"), end="")
+    text = ""
     done = inference_pb2.GenerationDone()
-    for event in client.inference.StreamGenerate(request):
+    for event in generate.stream(client, request):
         done = event.done if event.HasField("done") else done
-        grpc_text += tell(event.chunk.text)
-    console.print(Text(f"\n{generate.usage(done)}\n", style="dim"))
-    url = f"http://{fleet.addresses['gateway']}/api/v1/deployments/{NAME}:streamGenerate"
-    body = {"prompt": show.prompt, "parameters": {"maxTokens": 120, "temperature": 0.7, "seed": SEED}}
-    console.print(Text(f"curl -N {url} -H 'content-type: application/json' \\", style="dim"), soft_wrap=True)
-    console.print(Text(f"  -H 'accept: text/event-stream' -d '{json.dumps(body)}'", style="dim"), soft_wrap=True)
-    console.print(Text(show.prompt, style="dim"), end="")
-    http_text = "".join(tell(part) for part in read_events(url, body))
-    same = grpc_text == http_text
-    words = "the same text to the last byte, as one seed must give" if same else "the texts differ: this is a defect"
-    console.print(Text(f"\n{words}", style="green" if same else "bold red"))
+        text += tell(event.chunk.text)
+    screen.stdout().print(Text(f"\n{generate.usage(done)}\n", style="dim"))
+    return text
+
+
+def talk_http(show: Show, url: str) -> str:
+    """The text as the gateway streams it, and the command that asks for it."""
+    parameters = {"maxTokens": TOKENS, "temperature": TEMPERATURE, "seed": SEED}
+    body = {"prompt": show.prompt, "parameters": parameters}
+    quoted = shlex.quote(json.dumps(body))
+    for line in (
+        f"curl -N {url} \\",
+        "  -H 'content-type: application/json' -H 'accept: text/event-stream' \\",
+        f"  -d {quoted}",
+    ):
+        screen.stdout().print(Text(line, style="dim"), soft_wrap=True)
+    screen.stdout().print(Text(show.prompt, style="dim"), end="")
+    return "".join(tell(part) for part in read_events(url, body))
 
 
 def tell(part: str) -> str:
@@ -243,11 +276,11 @@ def tell(part: str) -> str:
     return part
 
 
-def read_events(url: str, body: dict[str, object]) -> Iterator[str]:
+def read_events(url: str, body: Mapping[str, object]) -> Iterator[str]:
     """The parts of a text as server-sent events bring them."""
     headers = {"content-type": "application/json", "accept": "text/event-stream"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60) as response:
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - http, by construction
+    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
         for line in response:
             if line.startswith(b"data: "):
                 yield json.loads(line.removeprefix(b"data: ")).get("chunk", {}).get("text", "")
@@ -263,7 +296,8 @@ def take_apart(client: Client, version: registry_pb2.Version) -> None:
 def say_how_to_go_on(show: Show, fleet: Fleet, elapsed_s: float) -> None:
     """What to do next."""
     console = screen.stdout()
-    octavo = f"octavo --data {show.directory}"
+    program = "octavo" if shutil.which("octavo") else str(Path(sys.executable).parent / "octavo")
+    octavo = f"{program} --data {show.directory}"
     console.print(
         Text(f"\nDone in {wording.lasting(elapsed_s)}. Everything is kept in {show.directory}.", style="bold")
     )

@@ -86,7 +86,7 @@ def _facts(error: OctavoError | Refusal) -> list[tuple[str, str]]:
     # A violation that only repeats the message would say it twice.
     told = "" if isinstance(error, InvalidArgument) else error.message
     facts = [(field, description) for field, description in error.violations.items() if description != told]
-    if isinstance(error, Unavailable):
+    if error.reason == errors_pb2.REASON_UPSTREAM_UNAVAILABLE:
         facts.append(("do", "is the suite running? `octavo status` says so, `octavo up` starts it"))
     if error.retry_after_s is not None:
         facts.append(("do", f"try again in {error.retry_after_s:g} s"))

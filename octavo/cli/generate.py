@@ -1,6 +1,7 @@
 """`octavo generate MODEL PROMPT`: text as it arrives on stdout, what it took on stderr."""
 
 import sys
+import time
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -8,7 +9,13 @@ import typer
 
 from octavo.cli import options, screen, short_names, wording
 from octavo.cli.options import AsJson
+from octavo.client import Client
+from octavo.errors import Unavailable
+from octavo.v1 import errors_pb2
 from octavo.v1 import inference_pb2 as pb
+
+LOADING_S = 60.0
+"""How long a model may take to be loaded, in seconds."""
 
 
 def generate(
@@ -49,12 +56,26 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     request = pb.StreamGenerateRequest(model=short_names.answerer(model), prompt=text, parameters=parameters)
     with options.connected(context) as client:
-        events = client.inference.StreamGenerate(request)
+        events = stream(client, request)
         if as_json:
             for event in events:
                 screen.print_json_line(event)
         elif done := print_text(events):
             screen.stderr().print(usage(done), style="dim", soft_wrap=True)
+
+
+def stream(client: Client, request: pb.StreamGenerateRequest) -> Iterator[pb.StreamGenerateResponse]:
+    """The events of a generation; a model that is being loaded is waited for."""
+    deadline_s = time.monotonic() + LOADING_S
+    while True:
+        try:
+            yield from client.inference.StreamGenerate(request)
+            return
+        except Unavailable as error:
+            # Refused before the first event, so that nothing is said twice.
+            if error.reason != errors_pb2.REASON_MODEL_LOADING or time.monotonic() > deadline_s:
+                raise
+            time.sleep(error.retry_after_s or 0.2)
 
 
 def print_text(events: Iterator[pb.StreamGenerateResponse]) -> pb.GenerationDone | None:

@@ -132,9 +132,9 @@ def subject(job: pb.Job) -> str:
     kind = job.WhichOneof("spec") or "job"
     spec = getattr(job, kind) if kind != "job" else None
     if kind == "train":
-        return f"train {wording.bare(job.train.model)} on {wording.bare(job.train.dataset)}"
+        return f"train {wording.compact(job.train.model)} on {wording.compact(job.train.dataset)}"
     if kind == "tune":
-        return f"tune {wording.bare(job.tune.train.model)} on {wording.bare(job.tune.train.dataset)}"
+        return f"tune {wording.compact(job.tune.train.model)} on {wording.compact(job.tune.train.dataset)}"
     target = getattr(spec, "version", "") or getattr(spec, "deployment", "")
     return f"{kind} {wording.compact(target)}"
 

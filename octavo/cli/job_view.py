@@ -99,7 +99,7 @@ class JobView:
             chart.Curve(self._story.losses, "cyan"),
             chart.Curve(self._story.validation, "bold yellow", is_connected=False),
         ]
-        return chart.draw(curves, width, CHART_ROWS)
+        return chart.draw(curves, width, CHART_ROWS, x_end=self._story.total_steps)
 
     def _sample(self, width: int) -> list[Text]:
         sample = self._story.sample
@@ -108,11 +108,11 @@ class JobView:
         return [Text(f"the model writes, at step {sample.step:,}:", style="dim"), *sample_lines(sample, width)]
 
 
-def sample_lines(sample: pb.SampleText, width: int) -> list[Text]:
-    """The beginning of a sample, its prompt dimmed, cut to a few lines of `width` characters."""
+def sample_lines(sample: pb.SampleText, width: int, rows: int = SAMPLE_ROWS) -> list[Text]:
+    """The beginning of a sample, its prompt dimmed, cut to `rows` lines of `width` characters."""
     text = Text.assemble((sample.prompt, "dim"), (sample.text, "green"))
     text.expand_tabs(4)
-    lines = [line for line in text.split("\n") if line.plain.strip()][:SAMPLE_ROWS]
+    lines = [line for line in text.split("\n") if line.plain.strip()][:rows]
     for line in lines:
         line.truncate(width - 4, overflow="ellipsis")
     return [Text("  │ ", style="dim") + line for line in lines]
