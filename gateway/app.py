@@ -50,6 +50,7 @@ def create(settings: GatewaySettings, telemetry: Telemetry, upstreams: Sequence[
     )
     application.router.redirect_slashes = False
     application.router.default = transcoder
+    application.state.drain = transcoder.drain
     return application
 
 

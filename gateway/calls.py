@@ -75,6 +75,8 @@ class Transcoder:
         self._settings = settings
         self._contract = contract
         self._writer = JsonWriter(contract.pool)
+        self._watches: set[Stream] = set()
+        self._is_draining = False
         self._keyring = Keyring.read(settings.api_keys) if settings.api_keys else None
         reader = JsonReader(contract.pool)
         self.table = RouteTable.of(contract, upstreams.services)
@@ -98,6 +100,12 @@ class Transcoder:
         body = await read_body(receive)
         request = binding.transcoding.request(bindings, query, body, headers.get(b"content-type", b""))
         await (self._stream if route.method.server_streaming else self._unary)(exchange, request)
+
+    def drain(self) -> None:
+        """Ends the streams that can go on elsewhere: a watch never ends by itself, an answer does."""
+        self._is_draining = True
+        for stream in self._watches:
+            stream.interrupt()
 
     def _find(self, http_method: str, raw_path: str) -> tuple[Route, dict[str, str]]:
         try:
@@ -162,6 +170,10 @@ class Transcoder:
         timeout_s = self._timeout_s(exchange.scope, None)
         call = binding.open(request, metadata=exchange.carried, timeout=timeout_s)
         stream = Stream(call, dialect)
+        if binding.transcoding.cursor is not None:
+            self._watches.add(stream)
+        if self._is_draining:
+            stream.interrupt()
         departure = asyncio.ensure_future(_departure(exchange.receive, call))
         try:
             first = await stream.first()
@@ -173,6 +185,7 @@ class Transcoder:
                 raise
         finally:
             departure.cancel()
+            self._watches.discard(stream)
             await stream.close()
 
     def _dialect(self, binding: Binding, accept: bytes) -> Dialect:

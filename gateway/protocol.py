@@ -1,4 +1,8 @@
-"""HTTP/1.1 with a limit on what comes before a body: uvicorn's httptools protocol takes headers without end."""
+"""HTTP/1.1 as uvicorn's httptools protocol speaks it, with two things added that it lacks.
+
+It takes headers without end: here a head has a limit. And it tells nobody when the server is about to leave,
+but waits for answers that never end: here the application hears of it, in each worker process.
+"""
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -12,7 +16,10 @@ _TOO_LARGE = (
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Answers 431 and hangs up when the request line and the headers are larger than 64 KiB."""
+    """Answers 431 and hangs up when the request line and the headers are larger than 64 KiB.
+
+    Calls `app.state.drain()`, where the application has one, when the server shuts down.
+    """
 
     _head_bytes = 0
     _is_in_head = True
@@ -30,6 +37,13 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(_TOO_LARGE)
             self.transport.close()
+
+    def shutdown(self) -> None:
+        """The server leaves: the application ends what would go on for ever. Once for each connection."""
+        drain = getattr(getattr(self.app, "state", None), "drain", None)
+        if drain is not None:
+            drain()
+        super().shutdown()
 
     def on_headers_complete(self) -> None:
         """The rest is body, which the application limits."""

@@ -13,7 +13,7 @@ import grpc
 from starlette.types import Send
 
 from gateway.problems import Problem, refusal
-from octavo.errors import DeadlineExceeded
+from octavo.errors import DeadlineExceeded, Unavailable
 from octavo.v1.errors_pb2 import Reason
 
 FIRST_MESSAGE_S = 5.0
@@ -117,6 +117,7 @@ class Stream:
         self._call = call
         self._dialect = dialect
         self._reading: asyncio.Future[Any] = asyncio.ensure_future(call.read())
+        self._is_interrupted = False
 
     async def first(self) -> Any:
         """The first message, EOF, or None when the stream is still quiet; raises Problem for an error."""
@@ -127,6 +128,15 @@ class Stream:
             return self._reading.result()
         except grpc.aio.AioRpcError as error:
             raise self._dialect.problem_of(error) from None
+        except asyncio.CancelledError:
+            if self._is_interrupted:
+                raise _shutting_down() from None
+            raise
+
+    def interrupt(self) -> None:
+        """Ends the stream with an error that says to come again: this process is going away."""
+        self._is_interrupted = True
+        self._call.cancel()
 
     async def respond(self, send: Send, *, is_head: bool) -> None:
         """Sends the whole answer, from the status line to the last byte; to HEAD, the status line alone."""
@@ -145,6 +155,10 @@ class Stream:
             await self._messages(send)
         except grpc.aio.AioRpcError as error:
             end = framing.error(self._dialect.problem_body(self._dialect.problem_of(error)))
+        except asyncio.CancelledError:
+            if not self._is_interrupted:
+                raise
+            end = framing.error(self._dialect.problem_body(_shutting_down()))
         except _SilentTooLong:
             end = framing.error(self._dialect.problem_body(_silence(self._dialect.idle_s)))
         await send({"type": "http.response.body", "body": end, "more_body": False})
@@ -179,6 +193,11 @@ class Stream:
                 raise _SilentTooLong
             if self._dialect.framing.heartbeat:
                 await send({"type": "http.response.body", "body": self._dialect.framing.heartbeat, "more_body": True})
+
+
+def _shutting_down() -> Problem:
+    text = "the gateway is shutting down; open the stream again, behind the last message"
+    return refusal(Unavailable(Reason.REASON_SHUTTING_DOWN, text, retry_after_s=1.0))
 
 
 def _silence(idle_s: float) -> Problem:

@@ -161,6 +161,12 @@ class Shop:
             await context.abort(grpc.StatusCode.DATA_LOSS, "the disk is gone")
         yield self.message("ReadBookResponse", chunk=b"two\xff", offset=4)
 
+    async def recite(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.note(request, context)
+        for number in range(3):
+            yield self.message("Tick", text=f"line {number}")
+            await asyncio.sleep(0.1)
+
     async def upload(self, request: Any, context: Any) -> Any:
         self.note(request, context)
         return self.message("Book", name=request.name)
@@ -207,6 +213,7 @@ class Gateway:
     url: str
     http: httpx.AsyncClient
     spans: InMemorySpanExporter
+    drain: Callable[[], None]
 
 
 Start = Callable[..., Any]
@@ -224,7 +231,7 @@ def start(contract_path: Path, shop: Shop) -> Start:
         upstream = Upstream("shop", address or shop.address, (SERVICE,))
         application = app.create(settings, telemetry, [upstream])
         async with serving(application) as url, httpx.AsyncClient(base_url=url, timeout=10) as http:
-            yield Gateway(url, http, spans)
+            yield Gateway(url, http, spans, application.state.drain)
 
     return run
 

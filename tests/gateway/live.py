@@ -14,8 +14,10 @@ from gateway.protocol import BoundedProtocol
 @contextlib.asynccontextmanager
 async def serving(application: Any) -> AsyncIterator[str]:
     """Runs an application in a real server; yields its URL."""
-    config = uvicorn.Config(application, http=BoundedProtocol, log_level="warning", access_log=False, ws="none")
-    config.timeout_graceful_shutdown = 1
+    config = uvicorn.Config(
+        application, http=BoundedProtocol, log_level="warning", access_log=False, ws="none", proxy_headers=False
+    )
+    config.timeout_graceful_shutdown = 10
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server._serve([listener]))

@@ -130,6 +130,31 @@ async def test_the_program_serves_until_it_is_told_to_stop() -> None:
     assert b"routes ready" in errors
 
 
+async def test_a_port_that_is_taken_is_told_in_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = await run(OCTAVO_GATEWAY_PORT=str(listener.getsockname()[1]))
+        _, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 1
+    assert b"OCTAVO_GATEWAY_PORT chooses another" in errors
+    assert b"Traceback" not in errors
+
+
+async def test_several_workers_share_the_port() -> None:
+    port = free_port()
+    process = await run(OCTAVO_GATEWAY_PORT=str(port), OCTAVO_GATEWAY_WORKERS="2")
+    async with asyncio.timeout(30):
+        seen = b""
+        while seen.count(b"routes ready") < 2:
+            line = await process.stderr.readline()
+            assert line, seen
+            seen += line
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        assert (await http.get("/livez")).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    _, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert b"Traceback" not in errors
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [

@@ -43,3 +43,20 @@ async def test_many_requests_on_one_connection_are_counted_one_by_one(gateway) -
 
 async def test_noise_is_400(gateway) -> None:
     assert (await answer_to(gateway, b"\x16\x03\x01 hello\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_server_that_leaves_ends_the_watches_and_not_the_answers(start, shop) -> None:
+    started = asyncio.get_running_loop().time()
+    async with start() as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        watch = await asyncio.open_connection(host, int(port))
+        watch[1].write(b"GET /v1/ticks:watch?pauseS=0.05 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await watch[0].readuntil(b"tick 1")
+        answer = await asyncio.open_connection(host, int(port))
+        answer[1].write(b"GET /v1/books/a:slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await answer[0].readuntil(b"line 0")
+    assert b"SHUTTING_DOWN" in await watch[0].read()
+    assert b"line 2" in await answer[0].read()
+    assert asyncio.get_running_loop().time() - started < 5
+    watch[1].close()
+    answer[1].close()

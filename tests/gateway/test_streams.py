@@ -114,6 +114,26 @@ async def test_a_reader_that_leaves_before_the_first_message_frees_the_server(ga
     await asyncio.wait_for(shop.cancelled.wait(), 5)
 
 
+async def test_a_watch_is_told_to_come_again_when_the_gateway_leaves(gateway, shop) -> None:
+    async with gateway.http.stream("GET", "/v1/ticks:watch?pauseS=0.05", headers=SSE) as answer:
+        text = ""
+        async for chunk in answer.aiter_text():
+            text += chunk
+            if "event: error" not in text:
+                gateway.drain()
+    last = events_of(text)[-1]
+    assert (last["event"], json.loads(last["data"])["error"]["details"][0]["reason"]) == ("error", "SHUTTING_DOWN")
+    await asyncio.wait_for(shop.cancelled.wait(), 5)
+    late = await gateway.http.get("/v1/ticks:watch?pauseS=60")
+    assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+
+
+async def test_an_answer_under_way_is_finished_when_the_gateway_leaves(gateway) -> None:
+    async with gateway.http.stream("GET", "/v1/books/a:slow") as answer:
+        gateway.drain()
+        assert len([line async for line in answer.aiter_lines()]) == 3
+
+
 async def test_a_slow_reader_holds_the_server_back(gateway, shop) -> None:
     async with gateway.http.stream("GET", "/v1/ticks:watch?paddingBytes=100000") as answer:
         await anext(answer.aiter_lines())
