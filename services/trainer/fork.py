@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
 from typing import Final
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -89,16 +88,11 @@ def choose_step(folder: CheckpointFolder, request: pb.ForkJobRequest) -> int:
     return newest.entry.step
 
 
-def adopt_checkpoint(parent: JobDirectory, child: JobDirectory, step: int) -> None:
+def adopt_checkpoint(parent: JobDirectory, step: int, child: JobDirectory) -> None:
     """Give the child the parent's checkpoint of `step`, verified. Files are linked: checkpoints never change."""
     source = CheckpointFolder(parent.checkpoints).read(step).entry.path
     target = child.checkpoints / source.name
     target.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
-        _link(file, target / file.name)
+        os.link(file, target / file.name)
     CheckpointFolder(child.checkpoints).read(step)
-
-
-def _link(source: Path, target: Path) -> None:
-    if not target.exists():
-        os.link(source, target)

@@ -14,7 +14,7 @@ from typing import Final
 from octavo.errors import InvalidArgument
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
-from services.trainer.events import EventReader
+from services.trainer.events import TERMINAL, EventReader
 from services.trainer.job_directory import JobDirectory
 from services.trainer.jobs import JobStore
 
@@ -68,10 +68,10 @@ def list_jobs(store: JobStore, read: Callable[[str], pb.Job], request: pb.ListJo
     size = page_size(request.page_size, DEFAULT_JOBS, MAX_JOBS)
     chosen = JobFilter.parse(request.filter)
     before = read_token(request.page_token, "jobs", request.filter)
-    rows = [(ordinal, job) for ordinal, job in store.list_newest() if chosen.admits(read(job.name))]
+    known = ((ordinal, job if job.state in TERMINAL else read(job.name)) for ordinal, job in store.list_newest())
+    rows = [(ordinal, job) for ordinal, job in known if chosen.admits(job)]
     page = [row for row in rows if not before or row[0] < before]
-    response = pb.ListJobsResponse(total_size=len(rows))
-    response.jobs.extend(read(job.name) for _, job in page[:size])
+    response = pb.ListJobsResponse(total_size=len(rows), jobs=[job for _, job in page[:size]])
     if len(page) > size:
         response.next_page_token = write_token(page[size - 1][0], "jobs", request.filter)
     return response

@@ -65,6 +65,13 @@ class JobStore:
             )
         return pb.Job.FromString(row[0])
 
+    def require_free(self, name: str) -> None:
+        """AlreadyExists when the name is taken."""
+        with self._lock:
+            row = self._connection.execute("SELECT 1 FROM jobs WHERE name = ?", (name,)).fetchone()
+        if row is not None:
+            raise _taken(name)
+
     def insert(self, job: pb.Job, request_id: str, digest: bytes) -> None:
         """Accept a job; AlreadyExists when the name is taken."""
         try:
@@ -74,9 +81,7 @@ class JobStore:
                     (job.name, request_id or None, digest, job.state, job.SerializeToString()),
                 )
         except sqlite3.IntegrityError as error:
-            raise AlreadyExists(
-                Reason.REASON_JOB_EXISTS, f"there is a {job.name} already; choose another id", job=job.name
-            ) from error
+            raise _taken(job.name) from error
 
     def update(self, job: pb.Job) -> None:
         """Bring the row of a job up to date."""
@@ -131,6 +136,10 @@ class JobStore:
         """Forget a job."""
         with self._lock:
             self._connection.execute("DELETE FROM jobs WHERE name = ?", (name,))
+
+
+def _taken(name: str) -> AlreadyExists:
+    return AlreadyExists(Reason.REASON_JOB_EXISTS, f"there is a {name} already; choose another id", job=name)
 
 
 def check_etag(job: pb.Job, expected: str) -> None:

@@ -47,6 +47,7 @@ class Pipeline:
         self._past = past
         self._log = log
         self._control = control
+        self._step = job.progress.step
         self._progress = ProgressReporter(log)
         self._link = RegistryLink(directory, log, self._heed)
         self._folder = CheckpointFolder(directory.checkpoints)
@@ -165,6 +166,7 @@ class Pipeline:
         step = start.entry.step if start is not None else 0
         self._progress.begin_training(step, training.spec.steps, step * training.tokens_per_step)
         phase.run(start, self._progress)
+        self._step = training.spec.steps
 
     def _say_precisions(self, spec: pb.TrainSpec) -> None:
         missing = [precision for precision in spec.export_precisions if precision not in _PRECISIONS]
@@ -217,7 +219,8 @@ class Pipeline:
             self._log.append(pb.JobEvent(output=pb.JobOutput(name=name, message=message)))
 
     def _heed(self) -> None:
-        self._control.heed(self._job.progress.step)
+        # A command that changes the numbers takes effect after all steps that were done without it.
+        self._control.heed(self._step)
 
 
 def _new_training(spec: pb.TrainSpec, corpus: Corpus) -> Training:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
@@ -104,13 +105,14 @@ class TrainerServicer(Base):
         parent = await self._job(_name(request.name))
         acceptance.check_ids(request.job_id, request.request_id)
         job, digest = fork.forked_job(parent, request)
-        directory, child = self._supervisor.directory(parent.name), self._supervisor.directory(job.name)
+        directory = self._supervisor.directory(parent.name)
         job.parent_step = await asyncio.to_thread(fork.choose_step, CheckpointFolder(directory.checkpoints), request)
         acceptance.check_job(job, request.job_id, request.request_id)
         job.plan.CopyFrom(await self._planner.plan(job))
         fork.check_steps(job)
-        await asyncio.to_thread(fork.adopt_checkpoint, directory, child, job.parent_step)
-        return self._decorated(await asyncio.to_thread(self._supervisor.submit, job, request.request_id, digest))
+        adopt = functools.partial(fork.adopt_checkpoint, directory, job.parent_step)
+        made = await asyncio.to_thread(self._supervisor.submit, job, request.request_id, digest, adopt)
+        return self._decorated(made)
 
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> Empty:
         await asyncio.to_thread(self._supervisor.delete, _name(request.name), request.etag)

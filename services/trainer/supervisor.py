@@ -115,8 +115,17 @@ class Supervisor:
         """Where the job of this name has its files."""
         return JobDirectory(self._directory / "jobs" / name.removeprefix("jobs/"))
 
-    def submit(self, job: pb.Job, request_id: str, digest: bytes) -> pb.Job:
-        """Accept a job and queue it; durable when this returns. A known request id returns its job."""
+    def submit(
+        self,
+        job: pb.Job,
+        request_id: str,
+        digest: bytes,
+        prepare: Callable[[JobDirectory], None] = lambda directory: None,
+    ) -> pb.Job:
+        """Accept a job and queue it; durable when this returns. A known request id returns its job.
+
+        `prepare` puts into the job's new directory what it begins with; when it fails, nothing is accepted.
+        """
         with self._lock:
             known = self._store.find_request(request_id, digest) if request_id else None
             if known is not None:
@@ -132,6 +141,7 @@ class Supervisor:
             job.state = pb.JOB_STATE_CREATED
             job.create_time.CopyFrom(now())
             job.update_time.CopyFrom(job.create_time)
+            self._make_directory(job, prepare)
             self._store.insert(job, request_id, digest)
             self._take_up(job)
             self._start_queued()
@@ -244,6 +254,18 @@ class Supervisor:
             ) from error
         return instance
 
+    def _make_directory(self, job: pb.Job, prepare: Callable[[JobDirectory], None]) -> None:
+        """The directory of a job that is about to be accepted; one without a job is left from a lost attempt."""
+        self._store.require_free(job.name)
+        directory = self.directory(job.name)
+        shutil.rmtree(directory.path, ignore_errors=True)
+        try:
+            directory.create(job)
+            prepare(directory)
+        except BaseException:
+            shutil.rmtree(directory.path, ignore_errors=True)
+            raise
+
     def _remove(self, name: str) -> None:
         path = self.directory(name).path
         if path.exists():
@@ -263,7 +285,6 @@ class Supervisor:
     def _take_up(self, job: pb.Job) -> None:
         """Begin to supervise a job, whatever happened to it before."""
         directory = self.directory(job.name)
-        directory.create(job)
         directory.write_launch(self._launch)
         supervision = Supervision(job, directory)
         self._living[job.name] = supervision

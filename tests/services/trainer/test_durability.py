@@ -1,0 +1,129 @@
+"""Everything may be killed: an answered job goes on, and a watch sees each event once across all of it."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from octavo.addresses import Addresses
+from octavo.client import AsyncClient
+from octavo.v1 import trainer_pb2 as pb
+from services.trainer.job_directory import JobDirectory
+
+ROOT = Path(__file__).parents[3]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Process:
+    """The trainer in a process of its own, to be killed."""
+
+    def __init__(self, suite):
+        self.port = free_port()
+        self.suite = suite
+        self.process = None
+
+    async def start(self):
+        environment = os.environ | {
+            "OCTAVO_DATA_DIR": str(self.suite.directory),
+            "OCTAVO_TRAINER_PORT": str(self.port),
+            "OCTAVO_TRAINER_RESTART_DELAY_S": "0.05",
+            "OCTAVO_REGISTRY": self.suite.registry_address,
+            "OCTAVO_METRICS_PORT": "0",
+        }
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "services", "trainer", cwd=ROOT, env=environment
+        )
+
+    async def kill(self):
+        self.process.kill()
+        await self.process.wait()
+
+    @asynccontextmanager
+    async def running(self):
+        await self.start()
+        where = Addresses(registry=self.suite.registry_address, trainer=f"127.0.0.1:{self.port}")
+        try:
+            async with AsyncClient(where) as client:
+                yield client
+        finally:
+            await self.kill()
+
+
+async def answered(call):
+    """The first answer of a server that is starting."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await call()
+            except Exception as error:
+                if type(error).__name__ != "Unavailable":
+                    raise
+                await asyncio.sleep(0.1)
+
+
+@pytest.mark.slow
+async def test_service_and_worker_may_be_killed_in_any_order_and_a_watch_sees_each_event_once(suite):
+    trainer = Process(suite)
+    async with trainer.running() as client:
+        await suite.add_dataset(client)
+        spec = suite.spec(steps=600, evaluation_interval_steps=200)
+        job = await answered(lambda: suite.create(client, spec))
+        directory = JobDirectory(suite.directory / "trainer" / job.name)
+        events = []
+
+        async def watch():
+            async for event in client.watch_job(job.name):
+                events.append(event)
+
+        async def step(number):
+            while not any(event.metric.step >= number for event in events[-200:]):
+                assert not watching.done(), events[-1]
+                await asyncio.sleep(0.02)
+
+        watching = asyncio.create_task(watch())
+        await step(50)
+        worker = directory.worker_pid()
+        await trainer.kill()  # the worker goes on alone
+        await asyncio.sleep(0.5)
+        assert directory.worker_pid() == worker
+        assert directory.is_locked()
+        await trainer.start()
+        await step(200)
+        os.kill(directory.worker_pid(), signal.SIGKILL)  # the service starts another
+        await step(350)
+        await trainer.kill()  # both at once
+        os.kill(directory.worker_pid(), signal.SIGKILL)
+        await trainer.start()
+        await watching
+
+        job = await client.trainer.GetJob(pb.GetJobRequest(name=job.name))
+        assert job.state == pb.JOB_STATE_SUCCEEDED, job.error
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        assert [event.metric.step for event in events if event.HasField("metric")] == list(range(1, 601))
+        assert [event.evaluation.step for event in events if event.HasField("evaluation")] == [200, 400, 600]
+        assert job.attempt_count == 3
+
+
+@pytest.mark.slow
+async def test_a_worker_that_is_told_to_stop_saves_first_and_goes_on_later(suite):
+    async with suite.trainer() as client:
+        await suite.add_dataset(client)
+        spec = suite.spec(steps=100_000, evaluation_interval_steps=0)
+        spec.checkpoints.interval_steps = 0
+        job = await suite.create(client, spec)
+        await suite.reached(client, job.name, lambda event: event.metric.step == 30)
+        directory = JobDirectory(suite.directory / "trainer" / job.name)
+        os.kill(directory.worker_pid(), signal.SIGTERM)
+        seen = await suite.reached(client, job.name, lambda event: event.attempt_start.attempt == 2)
+        steps = [event.metric.step for event in seen if event.HasField("metric")]
+        assert seen[-1].attempt_start.step == steps[-1]
+        await client.trainer.CancelJob(pb.CancelJobRequest(name=job.name))
