@@ -137,6 +137,9 @@ class Transcoder:
             self._keyring.check(credentials)
         if not credentials and self._settings.api_key:
             carried.append(("authorization", f"Bearer {self._settings.api_key}"))
+        if scope.get("client"):
+            # Who really called; what a client claims in this header of its own is not passed on.
+            carried.append(("x-forwarded-for", scope["client"][0]))
         trace: dict[str, str] = {}
         propagate.inject(trace)
         own = [(key, value) for key, value in carried if key not in trace]

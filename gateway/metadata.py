@@ -19,7 +19,7 @@ _VALUE = re.compile(r"[ -~]*")  # printable ASCII, as gRPC allows
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 # What gRPC itself speaks, or what this hop has answered already.
-_RESERVED = re.compile(r"grpc-|:|(?:te|host|connection|content-type|user-agent|x-request-id)$")
+_RESERVED = re.compile(r"grpc-|:|(?:te|host|connection|content-type|user-agent|x-request-id|x-forwarded-for)$")
 # Initial metadata of a service that sets the HTTP status of a success (201, 202, 204).
 STATUS_KEY = "x-http-code"
 

@@ -25,6 +25,7 @@ _DESCRIPTION = """Every RPC of the suite over HTTP and JSON.
   `message`, `error` and `done`. A watch goes on behind `Last-Event-ID`.
 - **Deadlines**: `Grpc-Timeout: 30S` says how long a call may take.
 - **Tracing**: `traceparent` and `X-Request-Id` are taken and passed on; every answer has an `X-Request-Id`.
+- **Reading**: `?prettyPrint=true` indents an answer.
 - `POST /{package.Service}/{Method}` calls any unary RPC with its request as JSON.
 """
 

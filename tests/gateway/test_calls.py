@@ -216,6 +216,8 @@ async def test_metadata_crosses_both_ways_and_connection_headers_do_not(gateway,
             "Grpc-Metadata-grpc-internal": "x",
             "X-Request-Id": "me-1",
             "X-Other": "x",
+            "X-Forwarded-For": "10.1.1.1",
+            "Grpc-Metadata-X-Forwarded-For": "10.1.1.1",
             "Cookie": "a=b",
         },
     )
@@ -223,6 +225,7 @@ async def test_metadata_crosses_both_ways_and_connection_headers_do_not(gateway,
     metadata = shop.metadata
     assert (metadata["authorization"], metadata["team"], metadata["blob-bin"]) == ("Bearer k", "poets", b"\x00\x01")
     assert metadata["x-request-id"] == "me-1"
+    assert metadata["x-forwarded-for"] == "127.0.0.1"
     assert not {"x-other", "cookie", "grpc-internal", "host", "connection"} & set(metadata)
 
 
