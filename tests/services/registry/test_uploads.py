@@ -41,19 +41,19 @@ async def test_what_was_written_is_read_back(registry: Registry, size: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("offset", "length", "expected"),
+    ("offset", "length", "end"),
     [
-        (0, 10, CONTENT[:10]),
-        (1_000_000, 7, CONTENT[1_000_000:1_000_007]),
-        (2_999_999, 0, CONTENT[-1:]),
-        (2_999_999, 50, CONTENT[-1:]),
-        (3_000_000, 0, b""),
-        (5, 0, CONTENT[5:]),
+        (0, 10, 10),
+        (1_000_000, 7, 1_000_007),
+        (2_999_999, 0, 3_000_000),
+        (2_999_999, 50, 3_000_000),
+        (3_000_000, 0, 3_000_000),
+        (5, 0, 3_000_000),
     ],
 )
-async def test_a_range_of_a_blob_is_read(registry: Registry, offset: int, length: int, expected: bytes) -> None:
+async def test_a_range_of_a_blob_is_read(registry: Registry, offset: int, length: int, end: int) -> None:
     blob = await registry.put(CONTENT)
-    assert await read(registry, blob.name, offset, length) == expected
+    assert await read(registry, blob.name, offset, length) == CONTENT[offset:end]
 
 
 async def test_reading_beyond_the_end_or_before_the_beginning_is_refused(registry: Registry) -> None:
