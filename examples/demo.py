@@ -271,8 +271,7 @@ def talk_http(show: Show, url: str) -> str:
 
 def tell(part: str) -> str:
     """Writes a part of a text as it comes."""
-    sys.stdout.write(part)
-    sys.stdout.flush()
+    generate.write(part)
     return part
 
 

@@ -85,11 +85,15 @@ def print_text(events: Iterator[pb.StreamGenerateResponse]) -> pb.GenerationDone
         if event.HasField("done"):
             done = event.done
         else:
-            sys.stdout.write(event.chunk.text)
-            sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+            write(event.chunk.text)
+    write("\n")
     return done
+
+
+def write(text: str) -> None:
+    """Writes to stdout at once; to a terminal without what commands it, elsewhere as it is."""
+    sys.stdout.write(wording.printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def usage(done: pb.GenerationDone) -> str:

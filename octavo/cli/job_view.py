@@ -110,7 +110,7 @@ class JobView:
 
 def sample_lines(sample: pb.SampleText, width: int, rows: int = SAMPLE_ROWS) -> list[Text]:
     """The beginning of a sample, its prompt dimmed, cut to `rows` lines of `width` characters."""
-    text = Text.assemble((sample.prompt, "dim"), (sample.text, "green"))
+    text = Text.assemble((wording.printable(sample.prompt), "dim"), (wording.printable(sample.text), "green"))
     text.expand_tabs(4)
     lines = [line for line in text.split("\n") if line.plain.strip()][:rows]
     for line in lines:

@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 _DECIMAL = ("", "k", "M", "G", "T")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def size(size_bytes: float) -> str:
@@ -63,9 +64,14 @@ def enum_word(value_name: str, prefix: str) -> str:
     return value_name.removeprefix(prefix).lower().replace("_", " ")
 
 
+def printable(text: str) -> str:
+    """A text without the characters that command a terminal; line breaks and tabs stay."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def one_line(text: str, characters: int) -> str:
     """The beginning of a text on one line, line breaks shown as such."""
-    flat = text.replace("\n", "⏎").replace("\t", " ")
+    flat = printable(text).replace("\n", "⏎").replace("\t", " ")
     return flat if len(flat) <= characters else f"{flat[: characters - 1]}…"
 
 

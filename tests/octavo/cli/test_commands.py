@@ -1,0 +1,160 @@
+"""Commands against a real suite: what they print, in words and in JSON, and how they exit."""
+
+import json
+import uuid
+
+import pytest
+
+from octavo.cli import __main__ as command_line
+
+
+@pytest.fixture
+def octavo(suite, capsys):
+    """Runs a command line on the suite; (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        code = command_line.main(["--data", str(suite.data_dir), *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"line {number}: the quick brown fox\n" for number in range(2000)))
+    return path
+
+
+@pytest.fixture
+def name():
+    return f"t{uuid.uuid4().hex[:10]}"
+
+
+def test_a_dataset_lives_from_a_file_to_its_deletion(octavo, text_file, name):
+    code, out, _ = octavo("datasets", "create", name, text_file, "--description", "foxes", "--json")
+    assert code == 0
+    made = json.loads(out)
+    assert (made["name"], made["version"], made["description"]) == (f"datasets/{name}", "1", "foxes")
+    assert name in octavo("datasets", "list")[1]
+    assert name in {
+        bare["name"].removeprefix("datasets/")
+        for bare in json.loads(octavo("datasets", "list", "--json")[1])["datasets"]
+    }
+    assert "2,000" in octavo("datasets", "show", name)[1]
+    assert "line 0: the quick brown fox" in octavo("datasets", "read", name, "--rows", "1")[1]
+    text_file.write_text("shorter\n" * 100)
+    assert json.loads(octavo("datasets", "update", name, text_file, "--json")[1])["version"] == "2"
+    assert json.loads(octavo("datasets", "show", f"{name}/1", "--json")[1])["version"] == "1"
+    assert octavo("datasets", "delete", name, "--yes")[0] == 0
+    code, out, err = octavo("datasets", "show", name)
+    assert (code, out) == (1, "")
+    assert "DATASET_NOT_FOUND" in err
+    assert "`octavo datasets list` shows what there is" in err
+
+
+def test_a_preview_shows_what_is_wrong_and_makes_nothing(octavo, tmp_path, name):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("input,output\nhello,world\nempty,\n")
+    code, out, _ = octavo("datasets", "preview", rows)
+    assert code == 0
+    assert "csv" in out
+    assert "input, output" in out
+    assert json.loads(octavo("datasets", "preview", rows, "--json")[1])["format"] == "DATASET_FORMAT_CSV"
+    assert octavo("datasets", "show", name)[0] == 1
+
+
+def test_an_existing_name_is_refused_with_its_reason(octavo, text_file, name):
+    assert octavo("datasets", "create", name, text_file)[0] == 0
+    code, _, err = octavo("datasets", "create", name, text_file, "--json")
+    assert code == 1
+    assert json.loads(err)["details"][0]["reason"] == "DATASET_EXISTS"
+
+
+def test_a_wrong_field_is_said_by_its_path_with_what_would_be_right(octavo, text_file, name):
+    octavo("datasets", "create", name, text_file)
+    code, out, err = octavo("train", name, "--model", "poet", "--set", "heads=7", "--plan")
+    assert (code, out) == (1, "")
+    assert "architecture.heads" in err
+    assert "7 does not divide" in err
+
+
+def test_a_plan_runs_nothing_and_shows_what_it_comes_to(octavo, text_file, name):
+    octavo("datasets", "create", name, text_file)
+    arguments = ("train", name, "--model", name, "--size", "2", "--steps", "50", "--tokenizer", "char", "--plan")
+    code, out, _ = octavo(*arguments)
+    assert code == 0
+    assert "2 blocks" in out
+    plan = json.loads(octavo(*arguments, "--json")[1])
+    assert (plan["totalSteps"], plan["train"]["seed"]) == ("50", "1337")
+    assert json.loads(octavo("jobs", "list", "--filter", f"labels.x = {name}", "--json")[1]).get("jobs", []) == []
+
+
+@pytest.mark.slow
+def test_a_training_is_followed_paused_listed_and_cancelled(octavo, text_file, name):
+    octavo("datasets", "create", name, text_file)
+    code, out, _ = octavo("train", name, "--model", name, "--size", "1", "--steps", "100000", "--detach")
+    assert code == 0
+    job = out.strip()
+    assert job.startswith("jobs/")
+    assert name in octavo("jobs", "list")[1]
+    assert octavo("jobs", "cancel", job)[0] == 0
+    code, out, _ = octavo("jobs", "watch", job, "--json")
+    assert code == 1
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [int(event["sequence"]) for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["stateChange"]["state"] == "JOB_STATE_CANCELLED"
+    assert "cancelled" in octavo("jobs", "show", job)[1]
+    assert octavo("jobs", "logs", job)[0] == 0
+    assert octavo("jobs", "delete", job, "--yes")[0] == 0
+    assert octavo("jobs", "show", job)[0] == 1
+
+
+@pytest.mark.slow
+def test_a_model_lives_from_training_to_text(octavo, text_file, name, tmp_path):
+    octavo("datasets", "create", name, text_file)
+    code, out, _ = octavo(
+        *("train", name, "--model", name, "--size", "1", "--steps", "30", "--tokenizer", "char"),
+        *("--set", "validation_fraction=0.05", "--alias", "champion", "--deploy", "--json"),
+    )
+    assert code == 0
+    assert any("metric" in json.loads(line) for line in out.splitlines())
+    assert f"{name}/1" in octavo("models", "show", name)[1]
+    resolved = json.loads(octavo("models", "resolve", f"{name}@champion", "--json")[1])
+    assert resolved["name"] == f"models/{name}/versions/1"
+    assert "logits within" in octavo("models", "resolve", name)[1]
+    assert octavo("deployments", "create", name, f"{name}/1")[0] == 0
+
+    generate = ("generate", name, "line 7", "--max-tokens", "20", "--seed", "5")
+    code, text, usage = octavo(*generate)
+    assert code == 0
+    assert octavo(*generate)[1] == text
+    assert f"{name}/1  6 + 20 tokens" in usage
+    events = [json.loads(line) for line in octavo(*generate, "--json")[1].splitlines()]
+    assert "".join(event.get("chunk", {}).get("text", "") for event in events) + "\n" == text
+    assert events[-1]["done"]["usage"]["completionTokens"] == 20
+
+    assert "blocks.0.attention" in octavo("inspect", name)[1]
+    assert json.loads(octavo("inspect", name, "--tensors", "--json")[1])["tensors"]
+    assert octavo("models", "download", name, tmp_path / "bundle")[0] == 0
+    assert (tmp_path / "bundle" / "model.safetensors").stat().st_size > 0
+    assert octavo("models", "alias", f"{name}@best", f"{name}/1")[0] == 0
+    assert octavo("models", "alias", f"{name}@best", "--delete")[0] == 0
+    assert octavo("deployments", "delete", name, "--yes")[0] == 0
+
+
+def test_status_and_diagnosis_describe_suite_and_machine(octavo):
+    code, out, _ = octavo("status")
+    assert code == 0
+    assert out.count("ready") == 5
+    assert "processor" in octavo("diagnose")[1]
+    assert json.loads(octavo("diagnose", "--json")[1])["memory"]["totalBytes"]
+    assert octavo("models", "list")[0] == 0
+    assert octavo("deployments", "list", "--json")[0] == 0
+
+
+def test_generating_with_a_model_that_is_not_there_says_what_there_is(octavo):
+    code, out, err = octavo("generate", "nobody", "hello")
+    assert (code, out) == (1, "")
+    assert "nobody" in err
