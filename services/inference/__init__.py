@@ -7,14 +7,16 @@ from functools import partial
 
 import grpc
 
-from octavo.addresses import Addresses
+from octavo.addresses import CONTRACTS, Addresses
 from octavo.client import AsyncClient, transfer
+from octavo.open_inference import open_inference_pb2_grpc
 from octavo.serving import Service, Telemetry
 from octavo.v1 import inference_pb2_grpc
 from services.inference.bundle_cache import BundleCache
 from services.inference.deployments import Deployments
 from services.inference.loader import Loader
 from services.inference.metrics import InferenceCollector
+from services.inference.open_inference_servicer import OpenInferenceServicer
 from services.inference.outbox import Courier
 from services.inference.roster import Roster
 from services.inference.served_model import ServedModel
@@ -23,15 +25,13 @@ from services.inference.settings import InferenceSettings as Settings
 
 __all__ = ["Settings", "assemble"]
 
-CONTRACTS = ("octavo.v1.Inference",)
-
 
 def assemble(settings: Settings, telemetry: Telemetry) -> Service:
     """The inference server as a service; nothing runs yet."""
     program = _Program(settings, telemetry)
     return Service(
         name="inference",
-        contracts=CONTRACTS,
+        contracts=CONTRACTS["inference"],
         settings=settings,
         telemetry=telemetry,
         register=program.register,
@@ -52,6 +52,8 @@ class _Program:
     def register(self, server: grpc.aio.Server) -> None:
         servicer = InferenceServicer(self._roster, self._find)
         inference_pb2_grpc.add_InferenceServicer_to_server(servicer, server)
+        open_servicer = OpenInferenceServicer(self._roster, servicer, self.is_ready)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_servicer, server)
 
     def is_ready(self) -> bool:
         return self._deployments is not None and self._deployments.is_settled

@@ -5,6 +5,7 @@ Written by the engine's thread alone. Knows nothing of Prometheus; `metrics` sho
 
 from bisect import bisect_left
 from collections import Counter
+from time import time
 
 from octavo.v1.errors_pb2 import Reason
 from octavo.v1.inference_pb2 import FinishReason
@@ -44,12 +45,19 @@ class Meter:
         self.first_token_s = Distribution(FIRST_TOKEN_BOUNDS_S)
         self.inter_token_s = Distribution(INTER_TOKEN_BOUNDS_S)
         self.queue_s = Distribution(FIRST_TOKEN_BOUNDS_S)
+        self.total_s = Distribution(FIRST_TOKEN_BOUNDS_S)
+        self.failed_s = Distribution(FIRST_TOKEN_BOUNDS_S)
+        self.last_s = 0.0
+        """When the last sequence ended, in seconds since 1970."""
 
     def count_end(self, ending: Ending) -> None:
         """Counts a sequence that is over, by what became of it."""
+        self.last_s = time()
         if ending.error:
+            self.failed_s.add(ending.end_s - ending.arrival_s)
             self.outcomes[Reason.Name(ending.error.reason).removeprefix("REASON_").lower()] += 1
             return
         self.outcomes[FinishReason.Name(ending.finish_reason).removeprefix("FINISH_REASON_").lower()] += 1
         self.first_token_s.add(ending.first_token_s - ending.arrival_s)
         self.queue_s.add(ending.start_s - ending.arrival_s)
+        self.total_s.add(ending.end_s - ending.arrival_s)

@@ -36,6 +36,7 @@ _HISTOGRAMS: tuple[tuple[str, str, Callable[[Meter], Distribution]], ...] = (
     ),
     ("octavo_inference_inter_token_latency_seconds", "Between two tokens of a sequence.", lambda m: m.inter_token_s),
     ("octavo_inference_queue_seconds", "From arrival to a slot.", lambda m: m.queue_s),
+    ("octavo_inference_request_seconds", "From arrival to the end, of what succeeded.", lambda m: m.total_s),
 )
 
 

@@ -115,7 +115,8 @@ async def load():
 class Suite:
     """A registry and an inference server over it, with a client of both."""
 
-    def __init__(self, client, settings, metrics):
+    def __init__(self, client, settings, metrics, address):
+        self.address = address
         self.metrics = metrics
         self.client = client
         self.inference = client.inference
@@ -176,7 +177,7 @@ async def opened(data_dir):
         client = await stack.enter_async_context(
             AsyncClient(Addresses(registry=addresses["registry"], inference=addresses["inference"]))
         )
-        yield Suite(client, settings, metrics)
+        yield Suite(client, settings, metrics, addresses["inference"])
 
 
 @pytest.fixture(scope="session")
