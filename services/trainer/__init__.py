@@ -1,7 +1,8 @@
 """The trainer: jobs that survive the loss of every process. This module puts its parts together."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import psutil
@@ -11,6 +12,7 @@ from octavo.client import AsyncClient
 from octavo.serving import Service, Telemetry
 from octavo.v1.trainer_pb2_grpc import add_TrainerServicer_to_server
 from services.trainer.job_directory import Launch
+from services.trainer.job_metrics import JobCollector
 from services.trainer.jobs import JobStore
 from services.trainer.planner import Planner
 from services.trainer.servicer import TrainerServicer
@@ -49,14 +51,16 @@ def assemble(settings: Settings, telemetry: Telemetry) -> Service:
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        store.open()
-        supervisor.open()
-        try:
+        collector = JobCollector(supervisor)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(client.close)
+            await asyncio.to_thread(store.open)
+            stack.callback(store.close)
+            stack.callback(supervisor.close)
+            await asyncio.to_thread(supervisor.open)
+            telemetry.collector.register(collector)
+            stack.callback(telemetry.collector.unregister, collector)
             yield
-        finally:
-            supervisor.close()
-            store.close()
-            await client.close()
 
     return Service(
         name="trainer",

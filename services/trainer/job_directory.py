@@ -12,9 +12,11 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
+from octavo.errors import Unavailable
 from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
 
 _JOB: Final = "job.binpb"
 _LAUNCH: Final = "launch.json"
@@ -111,3 +113,20 @@ class JobDirectory:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def claim(directory: Path) -> TextIO:
+    """Take hold of a trainer's directory for as long as the file is open; Unavailable when another trainer has it.
+
+    Two supervisors over one directory would start every worker twice.
+    """
+    instance = (directory / "supervisor.lock").open("a")
+    try:
+        fcntl.flock(instance, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        instance.close()
+        raise Unavailable(
+            Reason.REASON_UPSTREAM_UNAVAILABLE,
+            f"another trainer uses {directory}; stop it, or choose another OCTAVO_DATA_DIR",
+        ) from error
+    return instance

@@ -6,12 +6,12 @@ its events, so a supervisor that was killed knows everything again as soon as it
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,11 @@ from typing import Final, TextIO
 
 from google.protobuf.message import DecodeError
 
-from octavo.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from octavo.errors import FailedPrecondition, ResourceExhausted
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.events import TERMINAL, now
-from services.trainer.job_directory import JobDirectory, Launch
+from services.trainer.job_directory import JobDirectory, Launch, claim
 from services.trainer.jobs import JobStore, check_etag
 from services.trainer.supervision import Supervision, worker_lost
 
@@ -69,11 +69,12 @@ class Supervisor:
         self._thread: threading.Thread | None = None
         self._instance: TextIO | None = None
         self._leaving: list[subprocess.Popen[bytes]] = []
+        self.loss_count = 0
 
     def open(self) -> None:
         """Take hold of the data directory, find the jobs and workers that are there, and begin to tick."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._instance = self._claim()
+        self._instance = claim(self._directory)
         for name in self._store.list_deleting():
             self._remove(name)
         with self._lock:
@@ -158,6 +159,11 @@ class Supervisor:
             job.CopyFrom(supervision.job)
             return job
 
+    def counts(self) -> dict[pb.JobState.ValueType, int]:
+        """How many jobs live, by state."""
+        with self._lock:
+            return dict(Counter(one.job.state for one in self._living.values()))
+
     def queue(self) -> list[str]:
         """Names of the queued jobs, the next to run first: priority, then age."""
         with self._lock:
@@ -241,19 +247,6 @@ class Supervisor:
             self._store.begin_delete(name)
             self._remove(name)
 
-    def _claim(self) -> TextIO:
-        """Two supervisors over one directory would start every worker twice."""
-        instance = (self._directory / "supervisor.lock").open("a")
-        try:
-            fcntl.flock(instance, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            instance.close()
-            raise Unavailable(
-                Reason.REASON_UPSTREAM_UNAVAILABLE,
-                f"another trainer uses {self._directory}; stop it, or choose another OCTAVO_DATA_DIR",
-            ) from error
-        return instance
-
     def _make_directory(self, job: pb.Job, prepare: Callable[[JobDirectory], None]) -> None:
         """The directory of a job that is about to be accepted; one without a job is left from a lost attempt."""
         self._store.require_free(job.name)
@@ -333,6 +326,7 @@ class Supervisor:
         """A worker died without an end of its job."""
         if self._end_by_command(supervision):
             return
+        self.loss_count += 1
         losses = supervision.count_loss()
         cause = supervision.death()
         if losses > self._limits.max_restarts:
