@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from typing import Final
 
@@ -57,29 +58,20 @@ class Planner:
         return await asyncio.shield(self._machine)
 
     async def _detect(self) -> Machine:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            _DETECT,
-            str(self._threads),
+        # From a thread, since that is CPython's own vfork: uvloop forks, and gRPC's fork handlers kill some children.
+        finished = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", _DETECT, str(self._threads)],
             cwd=self._root,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=DETECT_TIMEOUT_S,
         )
-        try:
-            async with asyncio.timeout(DETECT_TIMEOUT_S):
-                output, errors = await process.communicate()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise
-        if process.returncode:
-            raise Internal(
-                Reason.REASON_INTERNAL,
-                f"cannot look at this machine: {errors.decode(errors='replace').strip().splitlines()[-1]}",
-            )
-        return Machine(**json.loads(output))
+        if finished.returncode:
+            words = finished.stderr.decode(errors="replace").strip() or f"exit status {finished.returncode}"
+            raise Internal(Reason.REASON_INTERNAL, f"cannot look at this machine: {words.splitlines()[-1]}")
+        return Machine(**json.loads(finished.stdout))
 
 
 def text_facts(dataset: datasets_pb2.Dataset, estimate: TextFacts, spec: pb.TrainSpec) -> TextFacts:
