@@ -86,7 +86,7 @@ def _problem(error: HTTPException, request: Request) -> Problem:
     if error.status_code == 404:
         return refusal(NotFound(Reason.REASON_ROUTE_NOT_FOUND, f"nothing is at {where}; /docs lists all there is"))
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "GET")
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "GET").split(", ")))
         refused = Unimplemented(Reason.REASON_METHOD_NOT_ALLOWED, f"{where}: {allowed} are allowed", allow=allowed)
         return refusal(refused, http_status=405, headers={"Allow": allowed})
     return refusal(InvalidArgument(Reason.REASON_INVALID_BODY, error.detail), http_status=error.status_code)

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from gateway.contract import inner, is_map
-from gateway.scalars import FLOAT32_MAX, Convert, Refused, json_converter, near, shown
+from gateway.scalars import FLOAT32_LIMIT, Convert, Refused, json_converter, near, shown
 from gateway.violations import Violations
 
 # (message, value, path, violations, depth)
@@ -234,7 +234,7 @@ def _repeated_scalars(field: FieldDescriptor) -> ReadField:
 
 
 def _overflows(values: list[float]) -> bool:
-    return bool(values) and (max(values) > FLOAT32_MAX or min(values) < -FLOAT32_MAX)
+    return bool(values) and (max(values) >= FLOAT32_LIMIT or min(values) <= -FLOAT32_LIMIT)
 
 
 def _extend(items: Any, values: list[Any], convert: Convert, path: str, violations: Violations) -> None:

@@ -14,7 +14,7 @@ from gateway.contract import enum_of
 
 Convert = Callable[[Any], Any]
 
-FLOAT32_MAX = 3.4028235677973366e38  # (2 - 2**-24) * 2**127: anything below rounds to a finite float32
+FLOAT32_LIMIT = 3.4028235677973366e38  # (2 - 2**-24) * 2**127: what is smaller rounds to a finite float32
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,5})?")
 _LONGEST_KEY = 64  # near matches are searched for keys a person may have typed, not for a megabyte
@@ -112,7 +112,7 @@ def _double(value: Any) -> float:
 
 def _float(value: Any) -> float:
     number = _double(value)
-    if math.isfinite(number) and abs(number) > FLOAT32_MAX:
+    if math.isfinite(number) and abs(number) >= FLOAT32_LIMIT:
         raise Refused(f"{shown(value)} is beyond a float; ±3.4028234e38 is the largest")
     return number
 
