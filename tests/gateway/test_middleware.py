@@ -15,6 +15,12 @@ from tests.gateway.live import serving
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
+@pytest.fixture(autouse=True)
+def propagated(monkeypatch) -> None:
+    """A program's own logging, configured by another test, must not keep lines from caplog."""
+    monkeypatch.setattr(logging.getLogger("octavo"), "propagate", True)
+
+
 async def test_a_span_is_named_by_method_and_template_and_carries_the_callers_trace(gateway, shop) -> None:
     headers = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
     await gateway.http.get("/v1/shelves/1/books/2", headers=headers)

@@ -141,9 +141,9 @@ def test_a_variable_that_is_not_utf8_is_an_error() -> None:
 @pytest.mark.parametrize("path", ["/a" + "/" * 64_000 + "x", "/a" + "/b" * 32_000, "/a/" + ":" * 64_000])
 def test_a_path_of_64000_slashes_answers_at_once(path) -> None:
     found = matcher("/a/**/x", "/a/{x=**}/x/y", "/a/*/x", "/a/{b=**}:go", "/a/{b}:stop:now")
-    started = time.perf_counter()
+    started = time.process_time()
     found.match(templates.split(path))
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
 segments = st.text(min_size=1, max_size=12).filter(lambda text: text.isprintable())
