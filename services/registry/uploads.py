@@ -64,11 +64,11 @@ class Uploads:
         try:
             await stream.task
         except asyncio.CancelledError:
-            if self._active[upload] is stream:
+            if self._active.get(upload) is stream:
                 raise
             raise _taken_over(upload) from None
         finally:
-            if self._active[upload] is stream:
+            if self._active.get(upload) is stream:
                 del self._active[upload]
         return await self._register(stream.announced, actor)
 
