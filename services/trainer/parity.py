@@ -48,6 +48,8 @@ CONFORMANCE_TOLERANCE: Final = 1e-3
 CONFORMANCE_TOKENS: Final = 32
 
 _LONGEST_PROBE: Final = 1024
+# 64 MB of logits for each probe but the longest, however large the vocabulary.
+_LOGITS_LIMIT: Final = 1 << 24
 _DECODE_STEPS: Final = 32
 _PROMPT_TOKENS: Final = 8
 
@@ -178,9 +180,11 @@ class _Trial:
         self._served = GraphSession(bundle / GRAPH_FILE, self._a, threads=threads)
         self._scoring = GraphSession(bundle / SCORE_GRAPH_FILE, self._a, threads=threads)
         context = self._a.context_length
-        lengths = sorted({min(context, n) for n in (_LONGEST_PROBE, context // 2 + 1, 9, 1)}, reverse=True)
+        limit = min(context, max(_PROMPT_TOKENS, _LOGITS_LIMIT // self._a.vocab_size))
+        shorter = {min(limit, length) for length in (context // 2 + 1, 9, 1)}
+        lengths = sorted({min(context, _LONGEST_PROBE)} | shorter, reverse=True)
         probes = [_probe(self._a, seed, length) for seed, length in enumerate(lengths)]
-        self._probes = probes + [ids[:context] for ids in _as_ids(texts)]
+        self._probes = probes + [ids[:limit] for ids in _as_ids(texts)]
         self._wanted = [self._logits(ids) for ids in self._probes]
 
     @property

@@ -109,6 +109,12 @@ def test_a_checkpoint_that_moved_on_is_no_longer_what_the_graph_computes(tmp_pat
     assert float(caught.value.metadata["difference"]) > 1e-4
 
 
+def test_a_large_vocabulary_shortens_all_probes_but_one(tmp_path):
+    write_model(tmp_path, context_length=256, vocab_size=150_000, width=16, heads=1, layers=1)
+    proof = prove(tmp_path, checkpoint(tmp_path), texts=[[7] * 256], greedy_tokens=5)
+    assert proof.probe_lengths == (256, 111, 9, 1, 111)
+
+
 @pytest.mark.parametrize("graph", [GRAPH_FILE, SCORE_GRAPH_FILE])
 def test_either_graph_alone_can_fail_the_proof(tmp_path, graph):
     (tmp_path / "other").mkdir()
