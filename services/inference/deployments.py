@@ -258,7 +258,7 @@ class Deployments:
                 if served.loaded and not served.loaded.engine.is_alive:
                     self._logger.error("the engine of %s is gone, loading it again", key.version)
                     self._start(key)
-                    self._settle()
+                    self._reconcile()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from octavo.errors import FailedPrecondition, OctavoError
 from octavo.formats.architecture import Architecture
-from octavo.formats.bundle import GRAPH_FILE, INT8_GRAPH_FILE, Bundle
+from octavo.formats.bundle import GENERATION_CONFIG_FILE, GRAPH_FILE, INT8_GRAPH_FILE, Bundle, read_json
 from octavo.v1.deployments_pb2 import Precision
 from octavo.v1.errors_pb2 import Reason
+from services.inference import parameters
 from services.inference.engine import Engine
 from services.inference.kv_cache import KvCache
 from services.inference.outbox import Courier
@@ -71,6 +72,7 @@ class Loader:
                 threads=self._threads(architecture),
             ),
             end_ids=end_ids(directory, bundle.tokenizer),
+            sampling_defaults=_sampling_defaults(directory / GENERATION_CONFIG_FILE),
             capacity=capacity,
             cache_size_bytes=cache.size_bytes,
             conformance_count=verdict.vectors,
@@ -121,3 +123,7 @@ class Loader:
             raise FailedPrecondition(
                 Reason.REASON_MODEL_REFUSED, f"ONNX Runtime cannot load {graph.name}: {error}"
             ) from error
+
+
+def _sampling_defaults(path: Path) -> dict[str, float]:
+    return parameters.sampling_defaults(read_json(path)) if path.is_file() else {}

@@ -52,11 +52,14 @@ def check(request: GenerateRequest | StreamGenerateRequest) -> None:
     _refuse_unbuilt(request)
 
 
-def samplings(parameters: GenerationParameters) -> list[Sampling]:
-    """How the tokens of each of the `n` completions are chosen; with a seed of the server's own where there is none."""
+def samplings(parameters: GenerationParameters, defaults: Mapping[str, float]) -> list[Sampling]:
+    """How the tokens of each of the `n` completions are chosen; with a seed of the server's own where there is none.
+
+    `defaults` are the model's own, for what the request leaves out.
+    """
     given = _given(parameters, {name: name for name in ("temperature", "top_k", "top_p", "min_p", "seed")})
     bending = Bending(bias=dict(parameters.logit_bias), **_given(parameters, _PENALTIES))
-    settings: dict[str, Any] = {"seed": secrets.randbits(64), "bending": bending} | given
+    settings: dict[str, Any] = {"seed": secrets.randbits(64), "bending": bending} | dict(defaults) | given
     return [Sampling(**settings, stream=stream) for stream in range(parameters.n or 1)]
 
 
@@ -65,6 +68,18 @@ _PENALTIES: Mapping[str, str] = {
     "presence": "presence_penalty",
     "frequency": "frequency_penalty",
 }
+
+
+def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, float]:
+    """What a generation_config.json says of sampling, as far as it is possible."""
+    if generation_config.get("do_sample") is False:
+        return {"temperature": 0.0}
+    return {
+        name: generation_config[name]
+        for name in ("temperature", "top_k", "top_p", "min_p")
+        if isinstance(generation_config.get(name), int | float)
+        and _RANGES[name][0] <= generation_config[name] <= _RANGES[name][1]
+    }
 
 
 def _given(parameters: GenerationParameters, fields: Mapping[str, str]) -> dict[str, Any]:

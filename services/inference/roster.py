@@ -53,6 +53,12 @@ class Roster:
             return max(ready, key=lambda served: (served.key.number, -served.key.precision))
         raise self._refusal(reference, candidates)
 
+    @property
+    def present(self) -> dict[str, ServedModel]:
+        """Everything that is in memory, or on its way in or out, by the name of its served model."""
+        leaving = {served.key.name: served for served in self.draining}
+        return leaving | {served.key.name: served for served in self.models.values()}
+
     def deployments_of(self, key: Key) -> list[str]:
         """The deployments that route to a served model or wait for it, by name."""
         wishes = (*self.routes.items(), *self.pending.items())
@@ -61,8 +67,8 @@ class Roster:
     def _behind(self, deployment: str) -> ServedModel:
         targets = [target for target in self.routes.get(deployment, ()) if self.models[target.key].is_ready]
         if not targets:
-            waiting = [self.models[target.key] for target in self.pending.get(deployment, ())]
-            raise self._refusal(deployment, waiting)
+            wishes = (*self.pending.get(deployment, ()), *self.routes.get(deployment, ()))
+            raise self._refusal(deployment, [self.models[target.key] for target in wishes])
         weights = [target.weight for target in targets]
         chosen = random.choices(targets, weights)[0] if sum(weights) else targets[0]  # noqa: S311 - traffic, not secrets
         return self.models[chosen.key]

@@ -4,7 +4,7 @@ Knows bundles and engines; nothing of deployments, names of deployments or gRPC.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,7 @@ class LoadedModel:
     engine: Engine
     score_session: ScoreSession
     end_ids: frozenset[int]
+    sampling_defaults: Mapping[str, float]
     capacity: int
     cache_size_bytes: int
     conformance_count: int

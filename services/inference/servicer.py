@@ -113,7 +113,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.ListServedModelsResponse:
         if request.page_size < 0:
             raise InvalidArgument.field("page_size", f"{request.page_size} is negative; 0 takes {PAGE_SIZE}")
-        names = sorted(served.key.name for served in self._roster.models.values())
+        names = sorted(self._roster.present)
         # A page begins behind a name, so that models which come and go meanwhile shift nothing.
         rest = [name for name in names if name > request.page_token]
         page = rest[: min(request.page_size or PAGE_SIZE, PAGE_LIMIT)]
@@ -129,12 +129,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         return self._reply(request.name)
 
     def _reply(self, name: str) -> inference_pb2.ServedModel:
-        for served in self._roster.models.values():
-            if served.key.name == name:
-                return replies.served_model(served, self._roster.deployments_of(served.key))
-        raise NotFound(
-            Reason.REASON_SERVED_MODEL_NOT_FOUND, f"nothing is served as {name!r}; list the served models", name=name
-        )
+        served = self._roster.present.get(name)
+        if served is None:
+            raise NotFound(
+                Reason.REASON_SERVED_MODEL_NOT_FOUND,
+                f"nothing is served as {name!r}; list the served models",
+                name=name,
+            )
+        return replies.served_model(served, self._roster.deployments_of(served.key))
 
 
 @asynccontextmanager
@@ -153,7 +155,7 @@ async def _running(
             priority=request.priority,
             deadline_s=None if remaining_s is None else perf_counter() + remaining_s,
         )
-        for sampling in parameters.samplings(request.parameters)
+        for sampling in parameters.samplings(request.parameters, loaded.sampling_defaults)
     ]
 
     def leave(_: object = None) -> None:

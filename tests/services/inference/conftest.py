@@ -115,7 +115,8 @@ async def load():
 class Suite:
     """A registry and an inference server over it, with a client of both."""
 
-    def __init__(self, client, settings, metrics, address):
+    def __init__(self, client, settings, metrics, address, stop_inference):
+        self.stop_inference = stop_inference
         self.address = address
         self.metrics = metrics
         self.client = client
@@ -173,11 +174,12 @@ async def opened(data_dir):
         )
         metrics = ProcessMetrics()
         service = inference.assemble(settings, Telemetry.create("inference", metrics))
-        addresses |= await stack.enter_async_context(running(service))
+        inference_stack = await stack.enter_async_context(AsyncExitStack())
+        addresses |= await inference_stack.enter_async_context(running(service))
         client = await stack.enter_async_context(
             AsyncClient(Addresses(registry=addresses["registry"], inference=addresses["inference"]))
         )
-        yield Suite(client, settings, metrics, addresses["inference"])
+        yield Suite(client, settings, metrics, addresses["inference"], inference_stack.aclose)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 from octavo import serving
 from octavo.addresses import Addresses
 from octavo.client import AsyncClient
-from octavo.errors import FailedPrecondition, NotFound
+from octavo.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from octavo.v1.deployments_pb2 import (
     DeleteDeploymentRequest,
     DeploymentState,
@@ -24,6 +24,7 @@ from octavo.v1.inference_pb2 import (
 )
 from octavo.v1.registry_pb2 import SetAliasRequest
 from services import inference
+from services.inference.engine import Engine
 
 READY, FAILED = DeploymentState.DEPLOYMENT_STATE_READY, DeploymentState.DEPLOYMENT_STATE_FAILED
 
@@ -201,3 +202,37 @@ async def test_damaged_files_are_fetched_again(suite, bundles):
 
         await until(is_served)
     assert json.loads((directory / "config.json").read_text())["model_type"] == "gpt2"
+
+
+async def test_an_engine_that_a_defect_has_ended_is_replaced(suite, bundles, monkeypatch):
+    await suite.deploy(await suite.publish(bundles()))
+    with monkeypatch.context() as broken:
+        broken.setattr(Engine, "_decode", lambda self: 1 / 0)
+        with pytest.raises(Internal, match="the engine has failed: ZeroDivisionError"):
+            await answering_version(suite)
+
+    async def answers_again():
+        try:
+            return await answering_version(suite)
+        except Unavailable:
+            return False
+
+    await until(answers_again)
+
+
+async def test_what_streams_when_the_server_stops_is_finished(bundles, open_suite, tmp_path):
+    async with open_suite(tmp_path) as suite:
+        await suite.deploy(await suite.publish(bundles()))
+        begun = set()
+
+        async def stream(number):
+            fields = asked(max_tokens=80, ignore_eos=True, seed=1)
+            async for event in suite.inference.StreamGenerate(StreamGenerateRequest(**fields)):
+                begun.add(number)
+            return event.done.usage.completion_tokens
+
+        callers = [asyncio.create_task(stream(number)) for number in range(6)]
+        while len(begun) < 6:
+            await asyncio.sleep(0.001)
+        await suite.stop_inference()
+        assert await asyncio.gather(*callers) == [80] * 6
