@@ -7,7 +7,7 @@ ones go on. Runs on the event loop; loading happens in threads.
 import asyncio
 import os
 import socket
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from octavo.client import AsyncClient
@@ -67,9 +67,8 @@ class Deployments:
     async def run(self) -> None:
         """Follows the registry until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow())
-            group.create_task(self._report())
-            group.create_task(self._look_after())
+            for work in (self._watch, self._report, self._look_after):
+                group.create_task(self._persist(work))
 
     async def close(self) -> None:
         """Stops every engine; what they still do is cut off."""
@@ -98,12 +97,15 @@ class Deployments:
             )
         return self._roster.find(version.name)
 
-    async def _follow(self) -> None:
+    async def _persist(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begins `work` again whenever it ends: a registry that goes away comes back, and a defect is told."""
         while True:
             try:
-                await self._watch()
+                await work()
             except OctavoError as error:
-                self._logger.warning("cannot follow the deployments, trying again: %s", error)
+                self._logger.warning("cannot follow the registry, trying again: %s", error)
+            except Exception:
+                self._logger.exception("a defect in following the registry")
             await asyncio.sleep(RETRY_S)
 
     async def _watch(self) -> None:

@@ -1,7 +1,7 @@
 """octavo.v1.Inference on the wire: reads requests, asks the domain, builds replies."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sized
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
@@ -84,6 +84,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
+        _require(request.text, "text")
         served = await self._find(request.model)
         with served.lease() as loaded:
             token_ids = await _encoded(loaded, request.text, "text")
@@ -99,6 +100,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     async def Detokenize(
         self, request: inference_pb2.DetokenizeRequest, context: Context
     ) -> inference_pb2.DetokenizeResponse:
+        _require(request.token_ids, "token_ids")
         if len(request.token_ids) > TOKEN_LIMIT:
             raise InvalidArgument.field("token_ids", f"{len(request.token_ids)} tokens are more than {TOKEN_LIMIT}")
         served = await self._find(request.model)
@@ -113,6 +115,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.ListServedModelsResponse:
         if request.page_size < 0:
             raise InvalidArgument.field("page_size", f"{request.page_size} is negative; 0 takes {PAGE_SIZE}")
+        if request.page_token and not request.page_token.startswith("servedModels/"):
+            raise InvalidArgument.field(
+                "page_token", "is not one of this list; leave it out", reason=Reason.REASON_INVALID_PAGE_TOKEN
+            )
         names = sorted(self._roster.present)
         # A page begins behind a name, so that models which come and go meanwhile shift nothing.
         rest = [name for name in names if name > request.page_token]
@@ -126,6 +132,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     async def GetServedModel(
         self, request: inference_pb2.GetServedModelRequest, context: Context
     ) -> inference_pb2.ServedModel:
+        _require(request.name, "name")
         return self._reply(request.name)
 
     def _reply(self, name: str) -> inference_pb2.ServedModel:
@@ -178,6 +185,11 @@ def _echoed(loaded: LoadedModel, request: Request) -> str:
     if not request.parameters.echo:
         return ""
     return request.prompt or loaded.tokenizer.decode(request.prompt_token_ids)
+
+
+def _require(value: Sized, field: str) -> None:
+    if not len(value):
+        raise InvalidArgument.field(field, "is empty; it is required", reason=Reason.REASON_MISSING_FIELD)
 
 
 async def _prompt(loaded: LoadedModel, request: Request) -> NDArray[np.int64]:

@@ -195,6 +195,26 @@ async def test_served_models_are_listed_and_got(poet):
         await poet.inference.ListServedModels(ListServedModelsRequest(page_size=-1))
 
 
+async def test_required_fields_are_asked_for(poet):
+    for call, request, field in (
+        (poet.inference.Tokenize, TokenizeRequest(model=MODEL), "text"),
+        (poet.inference.Detokenize, DetokenizeRequest(model=MODEL), "token_ids"),
+        (poet.inference.GetServedModel, GetServedModelRequest(), "name"),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            await call(request)
+        assert field in caught.value.violations
+
+
+async def test_a_list_goes_on_behind_its_page(poet):
+    page = await poet.inference.ListServedModels(ListServedModelsRequest(page_size=1))
+    assert (len(page.served_models), page.next_page_token) == (1, "")
+    rest = await poet.inference.ListServedModels(ListServedModelsRequest(page_token=page.served_models[0].name))
+    assert (list(rest.served_models), rest.total_size) == ([], 1)
+    with pytest.raises(InvalidArgument):
+        await poet.inference.ListServedModels(ListServedModelsRequest(page_token="x"))
+
+
 async def running_count(suite):
     listed = await suite.inference.ListServedModels(ListServedModelsRequest())
     return sum(served.running_count + served.waiting_count for served in listed.served_models)
