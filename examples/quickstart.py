@@ -4,11 +4,13 @@ A dataset, a short training, a deployment, and text from it; every call is one o
 """
 
 import sys
+import time
 
 from examples.standard_library import corpus
+from octavo.cli import whereabouts
 from octavo.client import Client
 from octavo.errors import AlreadyExists, OctavoError
-from octavo.v1 import datasets_pb2, inference_pb2, trainer_pb2
+from octavo.v1 import datasets_pb2, deployments_pb2, inference_pb2, trainer_pb2
 
 
 def make_dataset(client: Client, dataset_id: str) -> str:
@@ -36,12 +38,24 @@ def train(client: Client, dataset: str, model: str, steps: int) -> list[str]:
     return list(ended.outputs)
 
 
+def wait_until_ready(client: Client, name: str) -> None:
+    """Returns once a server has loaded what is deployed and its conformance vectors hold there."""
+    while True:
+        deployment = client.deployments.GetDeployment(deployments_pb2.GetDeploymentRequest(name=name))
+        if deployment.state == deployments_pb2.DEPLOYMENT_STATE_READY:
+            return
+        if deployment.state == deployments_pb2.DEPLOYMENT_STATE_FAILED:
+            raise SystemExit("; ".join(status.message for status in deployment.statuses))
+        time.sleep(0.1)
+
+
 def main(steps: int) -> None:
     """Prints what each step made."""
-    with Client() as client:
+    with whereabouts.connect(whereabouts.default_data_dir()) as client:
         dataset = make_dataset(client, "quickstart")
         print("made", ", ".join(train(client, dataset, "quickstart", steps)))
-        request = inference_pb2.StreamGenerateRequest(model="models/quickstart", prompt="def ")
+        wait_until_ready(client, "deployments/quickstart")
+        request = inference_pb2.StreamGenerateRequest(model="deployments/quickstart", prompt="def ")
         request.parameters.max_tokens = 100
         request.parameters.seed = 7
         for event in client.inference.StreamGenerate(request):

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 from google.protobuf.duration_pb2 import Duration
 
-from octavo.cli import follow, options, screen, short_names, spec_fields, wording
+from octavo.cli import deployments, follow, options, screen, short_names, spec_fields, wording
 from octavo.cli.options import AsJson
 from octavo.cli.plan_view import plan_view
+from octavo.v1 import deployments_pb2
 from octavo.v1 import trainer_pb2 as pb
 
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?$")
+_READY_WITHIN_S = 60.0
 _UNITS_S = {"ms": 1e-3, "s": 1.0, None: 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -138,6 +140,9 @@ def _run(context: typer.Context, job: pb.Job, *, as_json: bool) -> None:
             screen.stderr().print(plan_view(created.plan))
         story = follow.follow(client, created, as_json=as_json)
         code = follow.conclude(story, as_json=as_json)
+        if code == 0 and job.train.deployment:
+            request = deployments_pb2.GetDeploymentRequest(name=job.train.deployment)
+            deployments.wait_until_settled(client, client.deployments.GetDeployment(request), _READY_WITHIN_S)
     if code == 0 and not as_json:
         _say_how_to_go_on(job.train)
     raise typer.Exit(code)
