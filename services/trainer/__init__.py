@@ -58,6 +58,7 @@ def assemble(settings: Settings, telemetry: Telemetry) -> Service:
             stack.callback(store.close)
             stack.callback(supervisor.close)
             await asyncio.to_thread(supervisor.open)
+            await stack.enter_async_context(planner.looking())
             telemetry.collector.register(collector)
             stack.callback(telemetry.collector.unregister, collector)
             yield

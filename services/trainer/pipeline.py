@@ -15,6 +15,7 @@ from octavo.v1 import datasets_pb2, registry_pb2
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer import publication
+from services.trainer.calibration import Pace, budgeted_plan
 from services.trainer.control import Control
 from services.trainer.corpus import Corpus, CorpusCache, CorpusSpec
 from services.trainer.environment import fingerprint
@@ -30,8 +31,6 @@ from services.trainer.training_phase import TrainingPhase
 
 # Where a sample begins when no prompt is given: enough of the validation text to give it a direction.
 _PROMPT_TOKENS: Final = 32
-# Evaluations take at most this part of a time budget; more would leave too little to evaluate.
-_MOST_EVALUATION: Final = 0.5
 # What a version is exported in.
 _PRECISIONS: Final = frozenset({"fp32"})
 
@@ -146,19 +145,15 @@ class Pipeline:
         if not spec.HasField("time_budget"):
             return plan(spec, facts, machine)
         self._progress.phase(pb.JOB_PHASE_CALIBRATE, "measuring how long a step takes")
-        provisional = _new_training(plan(spec, facts, machine, step_s=0.1).train, corpus)
-        step_s = provisional.measure_step_s()
+        # Any number of steps will do: the duration of a step does not depend on it.
+        provisional = plan(spec, facts, machine, step_s=1.0).train
+        pace = Pace.measure(_new_training(provisional, corpus), _prompt(provisional, corpus))
         self._heed()
-        evaluation_s = provisional.evaluate(0).duration.ToNanoseconds() / 1e9
-        budget_s = spec.time_budget.ToNanoseconds() / 1e9
-        spent_s = min(
-            evaluation_s * _evaluations(plan(spec, facts, machine, step_s=step_s)), budget_s * _MOST_EVALUATION
-        )
-        fixed = plan(spec, facts, machine, step_s=step_s, spent_s=spent_s)
+        fixed = budgeted_plan(spec, facts, machine, pace)
         self._log.log(
             pb.LOG_SEVERITY_INFO,
-            f"a step takes {step_s * 1e3:.1f} ms, an evaluation {evaluation_s:.2f} s: {budget_s:g} s are "
-            f"{fixed.total_steps} steps",
+            f"a step takes {pace.step_s * 1e3:.1f} ms, an evaluation with its sample {pace.look_s:.2f} s: "
+            f"{spec.time_budget.ToNanoseconds() / 1e9:g} s are {fixed.total_steps} steps",
         )
         return fixed
 
@@ -231,12 +226,6 @@ def _new_training(spec: pb.TrainSpec, corpus: Corpus) -> Training:
         validation_tokens=corpus.validation,
         validation_bytes=corpus.facts.validation_bytes,
     )
-
-
-def _evaluations(fixed: pb.Plan) -> int:
-    """How often a run evaluates, the end included."""
-    interval = fixed.train.evaluation_interval_steps
-    return 1 + (fixed.total_steps - 1) // interval if interval else 1
 
 
 def _prompt(spec: pb.TrainSpec, corpus: Corpus) -> list[int]:

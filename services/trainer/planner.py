@@ -6,6 +6,8 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 from octavo.client import AsyncClient
@@ -34,6 +36,20 @@ class Planner:
         self._root = root
         self._threads = threads
         self._machine: asyncio.Task[Machine] | None = None
+        self._looker: subprocess.Popen[bytes] | None = None
+        self._is_closing = False
+
+    @asynccontextmanager
+    async def looking(self) -> AsyncIterator[None]:
+        """Looks at the machine in the background, so that the first plan need not wait for it."""
+        self._machine = asyncio.create_task(self._detect(), name="detect-machine")
+        try:
+            yield
+        finally:
+            self._is_closing = True
+            if self._looker is not None:
+                self._looker.kill()
+            await asyncio.gather(self._machine, return_exceptions=True)
 
     async def plan(self, job: pb.Job) -> pb.Plan:
         """What a train job comes to, its dataset named by version. Raises what the registry raises, and for faults."""
@@ -59,19 +75,26 @@ class Planner:
 
     async def _detect(self) -> Machine:
         # From a thread, since that is CPython's own vfork: uvloop forks, and gRPC's fork handlers kill some children.
-        finished = await asyncio.to_thread(
-            subprocess.run,
+        return await asyncio.to_thread(self._look)
+
+    def _look(self) -> Machine:
+        with subprocess.Popen(
             [sys.executable, "-c", _DETECT, str(self._threads)],
             cwd=self._root,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=DETECT_TIMEOUT_S,
-        )
-        if finished.returncode:
-            words = finished.stderr.decode(errors="replace").strip() or f"exit status {finished.returncode}"
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            self._looker = process
+            try:
+                output, errors = process.communicate(timeout=0 if self._is_closing else DETECT_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        if process.returncode:
+            words = errors.decode(errors="replace").strip() or f"exit status {process.returncode}"
             raise Internal(Reason.REASON_INTERNAL, f"cannot look at this machine: {words.splitlines()[-1]}")
-        return Machine(**json.loads(finished.stdout))
+        return Machine(**json.loads(output))
 
 
 def text_facts(dataset: datasets_pb2.Dataset, estimate: TextFacts, spec: pb.TrainSpec) -> TextFacts:
