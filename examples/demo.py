@@ -208,8 +208,8 @@ def show_learning(story: JobStory) -> None:
                 (f", {story.evaluation.bits_per_byte:.2f} bits a byte: plain text has 8", "dim"),
             )
         )
-    for sample in (first, last):
-        if sample is not None:
+    if first and last and first.step < last.step:
+        for sample in (first, last):
             console.print(Text(f"at step {sample.step:,}:", style="dim"))
             for line in sample_lines(sample, console.width, rows=4):
                 console.print(line)
@@ -295,7 +295,9 @@ def take_apart(client: Client, version: registry_pb2.Version) -> None:
 def say_how_to_go_on(show: Show, fleet: Fleet, elapsed_s: float) -> None:
     """What to do next."""
     console = screen.stdout()
-    program = "octavo" if shutil.which("octavo") else str(Path(sys.executable).parent / "octavo")
+    installed = Path(sys.executable).parent / "octavo"
+    near = installed.is_relative_to(Path.cwd())
+    program = "octavo" if shutil.which("octavo") else str(installed.relative_to(Path.cwd()) if near else installed)
     octavo = f"{program} --data {show.directory}"
     console.print(
         Text(f"\nDone in {wording.lasting(elapsed_s)}. Everything is kept in {show.directory}.", style="bold")

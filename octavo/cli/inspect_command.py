@@ -130,8 +130,8 @@ def _type_word(tensor_type: pb.TensorType.ValueType) -> str:
 
 def _what(file: pb.FileInspection) -> str:
     if file.HasField("graph"):
-        backed = ", weights are model.safetensors itself" if file.graph.is_backed_by_safetensors else ""
-        return f"{file.graph.node_count} nodes, {file.graph.initializer_count} initializers{backed}"
+        backed = " in model.safetensors" if file.graph.is_backed_by_safetensors else ""
+        return f"{file.graph.node_count} nodes, {file.graph.initializer_count} weights{backed}"
     return f"{file.tensor_count} tensors, {file.parameter_count:,} parameters" if file.tensor_count else ""
 
 
