@@ -163,14 +163,15 @@ class Engine:
             logits = self._decode_by_row()
         tokens = self._sampler.sample(logits)
         self._session.advance(count, tokens)
+        ids = tokens.tolist()
         now_s = perf_counter()
         self.meter.steps += 1
         if self._decoded_s:
             self.meter.inter_token_s.add(now_s - self._decoded_s, count)
         self._decoded_s = now_s
-        # A copy: a sequence that ends makes room in the list.
-        for sequence, token_id, row in zip(tuple(running), tokens.tolist(), logits, strict=True):
-            self._append(sequence, token_id, row)
+        # From the last row on: what ends together then leaves without its rows being moved about.
+        for row in reversed(range(count)):
+            self._append(running[row], ids[row], logits[row])
 
     def _decode_by_row(self) -> NDArray[np.float32]:
         """What `decode` would have given, NaN for those rows that fail alone too. Repeating a row changes nothing."""
