@@ -39,6 +39,7 @@ def assemble(settings: Settings, telemetry: Telemetry) -> Service:
         max_restarts=settings.max_restarts,
         restart_delay_s=settings.restart_delay_s,
         stop_grace_s=settings.stop_grace_s,
+        stop_workers=settings.stop_workers,
     )
     supervisor = Supervisor(directory, store, launch, telemetry.logger, limits=limits)
     client = AsyncClient(Addresses(registry=settings.registry), api_key=settings.api_key)

@@ -21,6 +21,9 @@ class Settings(ProgramSettings):
     """How long to wait before the first restart, in seconds; doubles with each one, up to a minute."""
     stop_grace_s: float = 30.0
     """How long a worker may take to obey a cancellation before it is killed, in seconds."""
+    stop_workers: bool = False
+    """Whether workers save a checkpoint and stop when this service stops, to go on when it starts again; otherwise
+    they go on without it."""
     registry_patience_s: float = 86_400.0
     """How long a worker waits for a registry that does not answer before its job fails, in seconds."""
 

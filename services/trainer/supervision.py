@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -123,8 +123,8 @@ class Supervision:
             return "it was told to stop"
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
-    def kill(self) -> None:
-        """Stop a worker that does not obey, for good. The pid in the lock file is the holder's while it is held."""
+    def send(self, number: signal.Signals) -> None:
+        """Send the worker a signal, if there is one. The pid in the lock file is the holder's while it is held."""
         pid = self.directory.worker_pid()
         if pid is None:
             return
@@ -132,7 +132,7 @@ class Supervision:
             descriptor = os.pidfd_open(pid)
             try:
                 if self.directory.is_locked():  # still the same process: a pidfd is never reused
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    signal.pidfd_send_signal(descriptor, number)
             finally:
                 os.close(descriptor)
 
@@ -171,6 +171,18 @@ def _accepted(row: pb.Job, directory: JobDirectory) -> pb.Job:
     job.labels.clear()
     job.labels.update(row.labels)
     return job
+
+
+def stop_workers(supervisions: Sequence[Supervision], grace_s: float) -> None:
+    """Have all workers save and leave, and end those that do not; another supervisor starts them again."""
+    running = [one for one in supervisions if one.is_alive()]
+    for one in running:
+        one.send(signal.SIGTERM)
+    deadline_s = time.monotonic() + grace_s
+    while any(one.is_alive() for one in running) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    for one in running:
+        one.send(signal.SIGKILL)
 
 
 def worker_lost(job: pb.Job, losses: int, cause: str, log: Path) -> pb.JobEvent:

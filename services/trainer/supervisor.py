@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -25,7 +26,7 @@ from octavo.v1.errors_pb2 import Reason
 from services.trainer.events import TERMINAL, now
 from services.trainer.job_directory import JobDirectory, Launch, claim
 from services.trainer.jobs import JobStore, check_etag
-from services.trainer.supervision import Supervision, worker_lost
+from services.trainer.supervision import Supervision, stop_workers, worker_lost
 
 TICK_S: Final = 0.1
 # How far the row of a running job may lag behind its events: they are the truth, the row is a shortcut.
@@ -42,6 +43,7 @@ class Limits:
     max_restarts: int
     restart_delay_s: float
     stop_grace_s: float
+    stop_workers: bool = False
 
 
 class Supervisor:
@@ -88,11 +90,13 @@ class Supervisor:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop ticking; workers go on."""
+        """Stop ticking. Workers go on, unless the limits say that they stop too."""
         self._closing.set()
         if self._thread:
             self._thread.join()
         with self._lock:
+            if self._limits.stop_workers:
+                stop_workers(list(self._living.values()), self._limits.stop_grace_s)
             for supervision in self._living.values():
                 self._store.update(supervision.job)
                 self._leaving.extend(supervision.detach())
@@ -320,7 +324,7 @@ class Supervisor:
         if not is_alive:
             self._handle_loss(supervision)
         elif supervision.stop_at is not None and self._clock() >= supervision.stop_at:
-            supervision.kill()
+            supervision.send(signal.SIGKILL)
 
     def _handle_loss(self, supervision: Supervision) -> None:
         """A worker died without an end of its job."""

@@ -1,6 +1,8 @@
 """A trainer and a registry as they run for people, on free ports and a temporary directory."""
 
 import asyncio
+import os
+import signal
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,6 +13,7 @@ from octavo.serving import ProcessMetrics, Telemetry, running
 from octavo.v1 import datasets_pb2
 from octavo.v1 import trainer_pb2 as pb
 from services import registry, trainer
+from services.trainer.job_directory import JobDirectory
 
 TEXT = "".join(
     f"{number} green bottles hanging on the wall, and if {number % 7} should fall there are {number - 1} left.\n"
@@ -33,6 +36,13 @@ class Suite:
         self.directory = directory
         self.settings = {"max_restarts": 3, "restart_delay_s": 0.05, "stop_grace_s": 20.0} | settings
         self.registry_address = ""
+
+    def kill_workers(self):
+        """Workers outlive a test that failed, as they outlive everything."""
+        for path in (self.directory / "trainer" / "jobs").glob("*"):
+            directory = JobDirectory(path)
+            if directory.is_locked():
+                os.kill(directory.worker_pid(), signal.SIGKILL)
 
     @asynccontextmanager
     async def registry(self, port=0):
@@ -105,3 +115,4 @@ async def suite(tmp_path):
     suite = Suite(tmp_path)
     async with suite.registry():
         yield suite
+    suite.kill_workers()

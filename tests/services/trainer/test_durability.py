@@ -15,6 +15,8 @@ from octavo.client import AsyncClient
 from octavo.v1 import trainer_pb2 as pb
 from services.trainer.job_directory import JobDirectory
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -70,7 +72,6 @@ async def answered(call):
                 await asyncio.sleep(0.1)
 
 
-@pytest.mark.slow
 async def test_service_and_worker_may_be_killed_in_any_order_and_a_watch_sees_each_event_once(suite):
     trainer = Process(suite)
     async with trainer.running() as client:
@@ -113,7 +114,6 @@ async def test_service_and_worker_may_be_killed_in_any_order_and_a_watch_sees_ea
         assert job.attempt_count == 3
 
 
-@pytest.mark.slow
 async def test_a_worker_that_is_told_to_stop_saves_first_and_goes_on_later(suite):
     async with suite.trainer() as client:
         await suite.add_dataset(client)
@@ -126,4 +126,20 @@ async def test_a_worker_that_is_told_to_stop_saves_first_and_goes_on_later(suite
         seen = await suite.reached(client, job.name, lambda event: event.attempt_start.attempt == 2)
         steps = [event.metric.step for event in seen if event.HasField("metric")]
         assert seen[-1].attempt_start.step == steps[-1]
+        await client.trainer.CancelJob(pb.CancelJobRequest(name=job.name))
+
+
+async def test_workers_stop_with_their_service_where_they_are_told_to_and_go_on_with_the_next(suite):
+    async with suite.trainer(stop_workers=True) as client:
+        await suite.add_dataset(client)
+        spec = suite.spec(steps=100_000, evaluation_interval_steps=0)
+        spec.checkpoints.interval_steps = 0
+        job = await suite.create(client, spec)
+        await suite.reached(client, job.name, lambda event: event.metric.step == 20)
+        directory = JobDirectory(suite.directory / "trainer" / job.name)
+        assert directory.is_locked()
+    assert not directory.is_locked()
+    async with suite.trainer() as client:
+        seen = await suite.reached(client, job.name, lambda event: event.attempt_start.attempt == 2)
+        assert seen[-1].attempt_start.step >= 20
         await client.trainer.CancelJob(pb.CancelJobRequest(name=job.name))

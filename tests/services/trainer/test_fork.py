@@ -10,6 +10,8 @@ from octavo.formats.checkpoint import CheckpointFolder, arrays_equal
 from octavo.v1 import trainer_pb2 as pb
 from services.trainer.job_directory import JobDirectory
 
+pytestmark = pytest.mark.slow
+
 
 def directory_of(suite, name):
     return JobDirectory(suite.directory / "trainer" / name)

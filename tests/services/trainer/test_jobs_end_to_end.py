@@ -1,7 +1,11 @@
 """A job from its acceptance to a registered, proven version, through real processes."""
 
+import pytest
+
 from octavo.v1 import registry_pb2
 from octavo.v1 import trainer_pb2 as pb
+
+pytestmark = pytest.mark.slow
 
 
 async def test_a_train_job_ends_in_a_proven_version_with_alias_and_deployment(suite):

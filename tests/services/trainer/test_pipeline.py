@@ -7,10 +7,14 @@ import socket
 import sys
 from pathlib import Path
 
+import pytest
+
 from octavo.v1 import registry_pb2
 from octavo.v1 import trainer_pb2 as pb
 from services.trainer.events import FILE, EventLog, EventReader
 from services.trainer.job_directory import JobDirectory
+
+pytestmark = pytest.mark.slow
 
 
 def kill_worker(suite, name):

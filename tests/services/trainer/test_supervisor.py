@@ -14,6 +14,8 @@ from octavo.formats.checkpoint import CheckpointFolder, arrays_equal
 from octavo.v1 import trainer_pb2 as pb
 from services.trainer.job_directory import JobDirectory
 
+pytestmark = pytest.mark.slow
+
 
 def job_directory(suite, name):
     return JobDirectory(suite.directory / "trainer" / "jobs" / name.removeprefix("jobs/"))
