@@ -42,7 +42,9 @@ class Sampling:
     def draws(self, count: int) -> NDArray[np.float64]:
         """The first `count` numbers of the stream, each in [0, 1)."""
         key = np.array([self.seed, self.stream], np.uint64)  # a plain list would become float64 from 2**63 on
-        return np.random.Generator(np.random.Philox(key=key)).random(count)
+        draws = np.random.Generator(np.random.Philox(key=key)).random(count)
+        # Rounding would lift a total times a number nearer to 1 to the total itself, which no token's mass exceeds.
+        return np.minimum(draws, 1 - 2.0**-50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +98,25 @@ class Sampler:
             for row, penalty in enumerate(penalties):
                 if penalty:
                     penalty.bend(logits[row])
-        tokens = self._chosen(logits, first_row)
-        best = logits.max(axis=1)
+        best = logits.max(axis=1, keepdims=True)
+        tokens = self._chosen(logits, best, first_row)
         if np.isnan(best.sum()):
-            tokens = np.where(np.isnan(best), -1, tokens)
+            tokens = np.where(np.isnan(best[:, 0]), -1, tokens)
         for row, penalty in enumerate(penalties):
             if penalty and tokens[row] >= 0:
                 penalty.note(int(tokens[row]))
         return tokens
 
-    def _chosen(self, logits: Floats, first_row: int) -> Rows:
+    def _chosen(self, logits: Floats, best: Floats, first_row: int) -> Rows:
         run = (first_row, len(logits))
         if run not in self._plans:
             self._plans[run] = self._planned(*run)
         plan = self._plans[run]
         if plan is not None and plan.drawing is None:
-            return self._drawn_tokens(logits, plan)
+            return self._drawn_tokens(logits - best, plan)
         tokens: Rows = logits.argmax(axis=1)
         if plan is not None:
-            tokens[plan.drawing] = self._drawn_tokens(logits[plan.drawing], plan)
+            tokens[plan.drawing] = self._drawn_tokens(logits[plan.drawing] - best[plan.drawing], plan)
         return tokens
 
     def _planned(self, first_row: int, count: int) -> Plan | None:
@@ -138,9 +140,8 @@ class Sampler:
             top_p=top_p if (top_p < 1).any() else None,
         )
 
-    def _drawn_tokens(self, logits: Floats, plan: Plan) -> Rows:
-        """One draw for each row of `logits` [m, vocab], which steps its stream."""
-        scaled = logits - logits.max(axis=1, keepdims=True)
+    def _drawn_tokens(self, scaled: Floats, plan: Plan) -> Rows:
+        """One draw for each row of `scaled` [m, vocab], logits less their greatest, which steps the row's stream."""
         scaled *= plan.sharpness
         for k, rows in plan.top_k:
             _keep_top_k(scaled, k, rows)
@@ -150,11 +151,8 @@ class Sampler:
         if plan.top_p is not None:
             _keep_top_p(weights, plan.top_p)
         mass = weights.cumsum(axis=1, dtype=np.float64)
-        total = mass[:, -1]
-        aim = self._draws[plan.slots, self._drawn[plan.slots]] * total
+        aim = self._draws[plan.slots, self._drawn[plan.slots]] * mass[:, -1]
         self._drawn[plan.slots] += 1
-        # Rounding may lift the product to the total itself, which no token reaches.
-        aim = np.minimum(aim, np.nextafter(total, 0))
         tokens: Rows = (mass > aim[:, None]).argmax(axis=1)
         return tokens
 

@@ -15,26 +15,36 @@ class Transcript:
         self._decoder = decoder
         self._stops = tuple(stops)
         self._overlap = max(map(len, self._stops), default=1) - 1
+        self._unread: list[int] = []
         self._held = ""
         self.stop = ""
         """The stop text that has ended the text; empty while none has."""
 
     def append(self, token_id: int) -> bool:
         """Adds a token; True when it completes a stop text, which is then the end."""
-        piece = self._decoder.push(token_id)
-        self._held += piece
-        return bool(piece and self._stops) and self._ends(len(self._held) - len(piece))
+        self._unread.append(token_id)
+        return bool(self._stops) and self._ends(self._read())
 
     def take(self) -> str:
         """The text that has become certain since the last call: a suffix that a stop may begin with waits."""
+        self._read()
         certain = len(self._held) - self._unsure()
         text, self._held = self._held[:certain], self._held[certain:]
         return text
 
     def take_last(self) -> str:
         """All that is left; what is still no whole character becomes the replacement character."""
+        self._read()
         text, self._held = self._held, ""
         return text if self.stop else text + self._decoder.finish()
+
+    def _read(self) -> int:
+        """Turns tokens into text, not before somebody needs it; the length before."""
+        length_before = len(self._held)
+        if self._unread:
+            self._held += "".join(map(self._decoder.push, self._unread))
+            self._unread.clear()
+        return length_before
 
     def _ends(self, length_before: int) -> bool:
         """Cuts the text at the earliest stop that reaches beyond `length_before`; among equals, the first given."""
