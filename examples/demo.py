@@ -160,7 +160,8 @@ def specification(show: Show, dataset: str) -> trainer_pb2.TrainSpec:
     spec = trainer_pb2.TrainSpec(dataset=dataset, model=f"models/{NAME}", deployment=f"deployments/{NAME}")
     spec.aliases.append("champion")
     spec.time_budget.CopyFrom(duration(show.time_budget))
-    spec.validation_fraction = 0.03
+    spec.validation_fraction = 0.02
+    spec.evaluation_interval_steps = 40  # each brings a sample to look at
     spec.sample.prompt = show.prompt
     spec.sample.length = 160
     if len(show.text) >= BPE_FROM_BYTES:

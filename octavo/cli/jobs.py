@@ -141,6 +141,30 @@ def checkpoint(context: typer.Context, name: Name, as_json: AsJson = False) -> N
 
 
 @app.command()
+def update(
+    context: typer.Context,
+    name: Name,
+    *,
+    priority: Annotated[int | None, typer.Option(min=-100, max=100, help="Higher runs first.")] = None,
+    title: Annotated[str | None, typer.Option(help="What to call it, for people.")] = None,
+    learning_rate_scale: Annotated[float | None, typer.Option(min=0, help="Times the plan's own, from now on.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Changes the priority or title of a job, or the learning rate of a running one.
+
+    Example: `octavo jobs update j-1 --learning-rate-scale 0.5`
+    """
+    if priority is None and title is None and learning_rate_scale is None:
+        raise typer.BadParameter("say what to change: --priority, --title or --learning-rate-scale")
+    job = pb.Job(name=short_names.job(name), priority=priority or 0, display_name=title or "")
+    request = pb.UpdateJobRequest(job=job, learning_rate_scale=learning_rate_scale)
+    request.update_mask.paths.extend(["priority"] if priority is not None else [])
+    request.update_mask.paths.extend(["display_name"] if title is not None else [])
+    with options.connected(context) as client:
+        _tell(client.trainer.UpdateJob(request), as_json=as_json)
+
+
+@app.command()
 def diagnose(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
     """Says how a training is doing, with evidence and advice.
 

@@ -99,6 +99,9 @@ def test_a_training_is_followed_paused_listed_and_cancelled(octavo, text_file, n
     job = out.strip()
     assert job.startswith("jobs/")
     assert name in octavo("jobs", "list")[1]
+    assert octavo("jobs", "update", job)[0] == 2
+    updated = json.loads(octavo("jobs", "update", job, "--priority", "7", "--title", "foxes", "--json")[1])
+    assert (updated["priority"], updated["displayName"]) == (7, "foxes")
     assert octavo("jobs", "cancel", job)[0] == 0
     code, out, _ = octavo("jobs", "watch", job, "--json")
     assert code == 1

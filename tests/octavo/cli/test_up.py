@@ -58,7 +58,7 @@ def test_a_suite_starts_refuses_a_second_one_and_stops_without_a_trace(tmp_path,
         assert command_line.main(["up", "--data", str(tmp_path), "--any-ports"]) == 1
         assert f"a suite is already running on {tmp_path} (process {process.pid}" in capsys.readouterr().err
         started = children(process)
-        assert len(started) == 2
+        assert len(psutil.Process(process.pid).children()) == 2
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert gone(started)
