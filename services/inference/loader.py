@@ -40,30 +40,15 @@ class Loader:
         bundle = Bundle.open(directory)
         architecture = bundle.architecture
         capacity = min(architecture.context_length, self._settings.context_limit)
-        slots = self._slots(architecture, capacity)
-        cache = KvCache(architecture, slots=slots, capacity=capacity)
+        cache = KvCache(architecture, slots=self._slots(architecture, capacity), capacity=capacity)
         session = self._session(graph, cache, architecture)
         rehearsal = Rehearsal(session, chunk_tokens=self._settings.chunk_tokens)
         verdict = rehearsal.verify(directory, precision_word(key.precision))
-        engine = Engine(
-            session=session,
-            scheduler=Scheduler(
-                slots=slots,
-                waiting_limit=self._settings.waiting_limit,
-                chunk_tokens=self._settings.chunk_tokens,
-            ),
-            sampler=Sampler(slots=slots, capacity=capacity),
-            courier=self._courier,
-            messages_per_s=self._settings.messages_per_s,
-            name=key.name.removeprefix("servedModels/"),
-            logger=self._logger,
-        )
-        engine.start()
-        return LoadedModel(
+        loaded = LoadedModel(
             directory=directory,
             architecture=architecture,
             tokenizer=bundle.tokenizer,
-            engine=engine,
+            engine=self._engine(session, key),
             score_session=ScoreSession(
                 directory,
                 architecture,
@@ -76,6 +61,24 @@ class Loader:
             capacity=capacity,
             cache_size_bytes=cache.size_bytes,
             conformance_count=verdict.vectors,
+        )
+        loaded.engine.start()
+        return loaded
+
+    def _engine(self, session: Session, key: Key) -> Engine:
+        slots = session.cache.slots
+        return Engine(
+            session=session,
+            scheduler=Scheduler(
+                slots=slots,
+                waiting_limit=self._settings.waiting_limit,
+                chunk_tokens=self._settings.chunk_tokens,
+            ),
+            sampler=Sampler(slots=slots, capacity=session.cache.capacity),
+            courier=self._courier,
+            messages_per_s=self._settings.messages_per_s,
+            name=key.name.removeprefix("servedModels/"),
+            logger=self._logger,
         )
 
     def _graph(self, directory: Path, key: Key) -> Path:
