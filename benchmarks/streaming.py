@@ -224,10 +224,11 @@ async def measure(model: str, arguments: argparse.Namespace) -> list[dict[str, o
 
 async def report(arguments: argparse.Namespace) -> None:
     rows = [row for model in SHAPES for row in await measure(model, arguments)]
-    print(f"{'model':>8} {'streams':>8} {'bare':>10} {'engine':>10} {'gRPC':>10} {'kept':>7}   tokens/s, median")
+    print("| model, fp32 | streams | bare session, tokens/s | engine, tokens/s | over gRPC, tokens/s | gRPC keeps |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
         bare, engine, over = (row[f"{layer}_tokens_per_s"] for layer in ("bare", "engine", "gRPC"))
-        print(f"{row['model']:>8} {row['streams']:>8} {bare:>10} {engine:>10} {over:>10} {row['kept']:>7.0%}")
+        print(f"| {row['model']} | {row['streams']} | {bare:,} | {engine:,} | {over:,} | {row['kept']:.0%} |")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 
