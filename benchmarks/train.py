@@ -161,26 +161,28 @@ def _row(result: dict[str, float | str]) -> str:
     tokens_per_s = float(result["tokens"]) / float(result["train_s"])
     return (
         f"{result['contestant']!s:<10} seed {result['seed']}  {result['steps']:>5} steps  "
-        f"{result['train_s']:6.1f} s  {tokens_per_s:8,.0f} tokens/s  loss {result['validation_loss']:.4f}"
+        f"{result['train_s']:6.1f} s ({result['cpu_s']:.1f} s of CPU time)  {tokens_per_s:8,.0f} tokens/s  "
+        f"loss {result['validation_loss']:.4f}"
     )
 
 
 def _table(contestants: list[str], results: list[dict[str, float | str]]) -> str:
     lines = [
         "",
-        "| contestant | parameters | rounds | training s, median | tokens/s, median | "
+        "| contestant | parameters | rounds | training s, median | CPU s, median | tokens/s, median | "
         "validation loss, mean (least to most) |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for contestant in contestants:
         rows = [r for r in results if r["contestant"] == contestant]
         losses = [float(r["validation_loss"]) for r in rows]
         train_s = statistics.median(float(r["train_s"]) for r in rows)
+        cpu_s = statistics.median(float(r["cpu_s"]) for r in rows)
         speed = statistics.median(float(r["tokens"]) / float(r["train_s"]) for r in rows)
         spread = f"{min(losses):.4f} to {max(losses):.4f}"
         lines.append(
             f"| {contestant}{' s' if ' ' in contestant else ''} | {rows[0]['parameters']:,} | {len(rows)} | "
-            f"{train_s:.1f} | {speed:,.0f} | {statistics.mean(losses):.4f} ({spread}) |"
+            f"{train_s:.1f} | {cpu_s:.1f} | {speed:,.0f} | {statistics.mean(losses):.4f} ({spread}) |"
         )
     return "\n".join(lines)
 
