@@ -159,7 +159,7 @@ class Transformer(nn.Module):
         self.register_buffer("mask", causal_mask(min(a.context_length, 512)), persistent=False)
 
     def initialize(self, seed: int) -> None:
-        """Fresh weights, the same for the same seed: matrices uniform-free normals, branch outputs zero.
+        """Fresh weights, the same for the same seed: normal matrices, zero branch outputs, gains of one.
 
         Zero-initialized branch outputs (and head, when it is not tied) make every block start as the identity,
         which trains fastest at this size (modded-nanogpt, "zero-init projections").
