@@ -114,6 +114,7 @@ def act(show: Show, fleet: Fleet, stopped: threading.Event) -> None:
     with whereabouts.connect(fleet.data_dir) as client:
         chapter(1, "Five programs", "a registry, a trainer, an inference server, an inspector, an HTTP gateway")
         screen.stdout().print(up.program_table(fleet.addresses, fleet.health()))
+        cancel_leftovers(client)
         dataset = bring_data(show, client)
         story = train(show, client, dataset, stopped)
         if story.state != trainer_pb2.JOB_STATE_SUCCEEDED:
@@ -132,6 +133,14 @@ def chapter(number: int, title: str, words: str) -> None:
     console.print(
         Text.assemble((f" {number} ", "reverse"), (f" {title}", "bold"), (f"  {words}", "dim")), soft_wrap=True
     )
+
+
+def cancel_leftovers(client: Client) -> None:
+    """A demonstration that was killed leaves its training to go on; nobody waits for it any more."""
+    for state in ("RUNNING", "QUEUED", "PAUSED"):
+        for job in client.trainer.ListJobs(trainer_pb2.ListJobsRequest(filter=f"state = {state}")).jobs:
+            client.trainer.CancelJob(trainer_pb2.CancelJobRequest(name=job.name))
+            screen.stdout().print(f"cancelled {job.name}, left by an earlier demonstration", style="yellow")
 
 
 def bring_data(show: Show, client: Client) -> str:

@@ -15,9 +15,12 @@ from octavo.cli.health import Health
 from octavo.cli.ports import Ports, require_free
 from octavo.cli.whereabouts import Note
 
-LOCK = "suite.lock"
-# A suite whose parent was killed is draining; it needs no longer than this.
-_CLAIM_PATIENCE_S = 20.0
+# Two locks, both gone with the processes that hold them: the one who starts programs has the first, the programs
+# themselves the second, so that programs whose starter was killed are waited for and never doubled.
+STARTER_LOCK = "suite.lock"
+PROGRAMS_LOCK = "programs.lock"
+# How long programs may drain whose starter was killed.
+_DRAIN_PATIENCE_S = 20.0
 # The programs drain for 10 s by default (settings.drain_s).
 _STOP_PATIENCE_S = 15.0
 
@@ -33,7 +36,7 @@ class Fleet:
         self.children: list[Child] = []
         self._ports = ports
         self._is_separate = is_separate
-        self._lock: TextIO | None = None
+        self._locks: list[TextIO] = []
 
     def __enter__(self) -> Self:
         try:
@@ -60,22 +63,23 @@ class Fleet:
         """Stops the processes, the front door first; names those that had to be killed."""
         killed = [process.name for process in reversed(self.children) if not process.stop(patience_s)]
         self.children.clear()
-        if self._lock is not None:
+        if self._locks:
             (self.data_dir / whereabouts.NOTE).unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+        while self._locks:
+            self._locks.pop().close()
         return killed
 
     def _start(self) -> None:
         child.checkout()
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = lock = _claim(self.data_dir)
+        self._locks.append(_claim(self.data_dir / STARTER_LOCK, self.data_dir, patience_s=0))
+        self._locks.append(_claim(self.data_dir / PROGRAMS_LOCK, self.data_dir, patience_s=_DRAIN_PATIENCE_S))
         require_free(self._ports)
         for launch in self._launches():
             metrics_port = self._ports.metrics[launch.programs[0]]
             changes = self._environment() | {"OCTAVO_METRICS_PORT": str(metrics_port)}
             log = self.data_dir / "logs" / f"{launch.name}.log"
-            self.children.append(child.start(launch, log, changes, lock))
+            self.children.append(child.start(launch, log, changes, self._locks[-1]))
         whereabouts.write(self.data_dir, Note(pid=os.getpid(), programs=self.addresses))
 
     def _launches(self) -> list[Launch]:
@@ -91,18 +95,17 @@ class Fleet:
         return changes | {"OCTAVO_DATA_DIR": str(self.data_dir)}
 
 
-def _claim(data_dir: Path) -> TextIO:
-    """A lock that lives as long as this process. Raises Refusal while another suite has the directory."""
-    lock = (data_dir / LOCK).open("a")
-    deadline_s = time.monotonic() + _CLAIM_PATIENCE_S
+def _claim(path: Path, data_dir: Path, *, patience_s: float) -> TextIO:
+    """A lock that lives as long as this process. Raises Refusal while another suite has it."""
+    lock = path.open("a")
+    deadline_s = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            note = whereabouts.read(data_dir)
-            if note is None or time.monotonic() > deadline_s or _lives(note.pid):
+            if time.monotonic() >= deadline_s:
                 lock.close()
-                raise _already_running(data_dir, note) from None
+                raise _already_running(data_dir, whereabouts.read(data_dir)) from None
             time.sleep(0.1)
         else:
             return lock
@@ -114,13 +117,3 @@ def _already_running(data_dir: Path, note: Note | None) -> Refusal:
         f"a suite is already running on {data_dir}{where}",
         f"`octavo --data {data_dir} status` shows it; another one needs another --data and --port-offset 100",
     )
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it lives, and belongs to somebody else
-    return True

@@ -57,7 +57,8 @@ class JobView:
         story = self._story
         title = Text.assemble((wording.bare(story.name), "bold"), "  ", (story.subject, "dim"), "   ")
         if story.state != pb.JOB_STATE_RUNNING:
-            return title + state_text(story.state)
+            waiting = "  until a running job makes room" if story.state == pb.JOB_STATE_QUEUED else ""
+            return Text.assemble(title, state_text(story.state), (waiting, "dim"))
         phase = phase_word(story.progress.phase)
         # The worker's own words are more exact than the phase, except in the long middle, where figures speak.
         words = (

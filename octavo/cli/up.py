@@ -26,6 +26,7 @@ from octavo.v1 import trainer_pb2
 
 READY_WITHIN_S = 120.0
 _POLL_S = 0.2
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STYLES = {"ready": "bold green", "not ready": "yellow", "away": "dim"}
 
 
@@ -61,7 +62,7 @@ def up(
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second one interrupts at once."""
+    """An event that SIGINT, SIGTERM and the end of the terminal set; a second one interrupts at once."""
     stopped = threading.Event()
 
     def stop(number: int, _frame: object) -> None:
@@ -69,7 +70,7 @@ def stop_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stopped.set()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in _STOPS}
     try:
         yield stopped
     finally:

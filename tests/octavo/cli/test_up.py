@@ -77,7 +77,7 @@ def test_after_a_kill_nothing_lives_on_and_the_next_start_just_works(tmp_path):
         second = ready(process)
         assert gone(started)
         assert whereabouts.read(tmp_path).programs == second != first
-        process.terminate()
+        process.send_signal(signal.SIGHUP)  # a terminal that is closed is a reason to stop in order
         assert process.wait(30) == 0
 
 
