@@ -92,7 +92,8 @@ class Fleet:
         """Where everything is, for every process."""
         changes = {f"OCTAVO_{name.upper()}": self.addresses[name] for name in SERVICES}
         changes |= {f"OCTAVO_{name.upper()}_PORT": str(port) for name, port in self._ports.programs.items()}
-        return changes | {"OCTAVO_DATA_DIR": str(self.data_dir)}
+        # Ctrl-C leaves nothing running: workers save a checkpoint, and go on when the suite starts again.
+        return changes | {"OCTAVO_DATA_DIR": str(self.data_dir), "OCTAVO_TRAINER_STOP_WORKERS": "true"}
 
 
 def _claim(path: Path, data_dir: Path, *, patience_s: float) -> TextIO:

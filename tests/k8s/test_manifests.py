@@ -81,6 +81,7 @@ def test_every_variable_is_a_setting_of_some_program(overlay):
     known = {"OCTAVO_METRICS_PORT"}
     for name in PORTS:
         room = importlib.import_module("gateway" if name == "gateway" else f"services.{name}")
-        known |= {f"OCTAVO_{field.name.upper()}" for field in dataclasses.fields(room.Settings)}
+        for field in dataclasses.fields(room.Settings):
+            known |= {f"OCTAVO_{field.name.upper()}", f"OCTAVO_{name.upper()}_{field.name.upper()}"}
     (config,) = of_kind(overlay, "ConfigMap")
     assert set(config["data"]) <= known
