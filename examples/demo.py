@@ -72,8 +72,9 @@ def main() -> int:
             act(show, fleet, stopped)
             if not stopped.is_set():
                 say_how_to_go_on(show, fleet, time.monotonic() - began_s)
-            while show.is_staying and fleet.fallen() is None and not stopped.wait(0.2):
-                pass
+            while show.is_staying and not stopped.wait(0.2):
+                if fallen := fleet.fallen():
+                    raise up.fell(fallen)
     except (OctavoError, failure.Refusal) as error:
         failure.show(error, as_json=False)
         return failure.EXIT_ERROR
@@ -87,7 +88,7 @@ def parse() -> Show:
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("--data", type=Path, metavar="FILE", help="any UTF-8 text; the standard library unless given")
     parser.add_argument("--directory", type=Path, default=Path(".octavo/demo"), help="where everything is kept")
-    parser.add_argument("--time-budget", default="60s", help="how long to train: 60s, 5min")
+    parser.add_argument("--time-budget", default="90s", help="how long to train: 90s, 5min")
     parser.add_argument("--prompt", help="what the model continues")
     parser.add_argument("--stay", action="store_true", help="keep the suite running at the end")
     given = parser.parse_args()

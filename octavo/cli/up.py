@@ -56,7 +56,7 @@ def up(
             _announce(fleet, as_json=as_json)
         while not stopped.wait(_POLL_S):
             if fallen := fleet.fallen():
-                raise _fell(fallen)
+                raise fell(fallen)
         _take_leave(fleet)
 
 
@@ -86,7 +86,7 @@ def wait_until_ready(fleet: Fleet, stopped: threading.Event, *, is_quiet: bool =
         while not stopped.wait(_POLL_S):
             view.healths = fleet.health()
             if fallen := fleet.fallen():
-                raise _fell(fallen)
+                raise fell(fallen)
             if all(health.is_ready for health in view.healths.values()):
                 return
             if time.monotonic() > deadline_s:
@@ -150,7 +150,8 @@ def _announce(fleet: Fleet, *, as_json: bool) -> None:
         console.print(Text.assemble((f"{name:<12}", "dim"), words), soft_wrap=True)
 
 
-def _fell(fallen: Child) -> Refusal:
+def fell(fallen: Child) -> Refusal:
+    """What to say of a program that has ended: how, and its last lines."""
     code = fallen.exit_code
     hosted = f" ({', '.join(fallen.programs)})" if fallen.programs != (fallen.name,) else ""
     return Refusal(
