@@ -13,6 +13,7 @@ from starlette.responses import Response
 from gateway.calls import Transcoder
 from gateway.contract import Contract
 from gateway.middleware import Guarded, HttpMetrics, Observed
+from gateway.origins import OwnPages, listed
 from gateway.pages import Pages
 from gateway.probes import Probes
 from gateway.problems import Problem, refusal
@@ -59,13 +60,15 @@ def _middleware(settings: GatewaySettings, telemetry: Telemetry, contract: Contr
         Middleware(Observed, telemetry, HttpMetrics(telemetry.collector)),
         Middleware(Guarded, telemetry, contract.pool, settings.max_body_bytes, settings.body_timeout_s),
     ]
-    origins = [origin.strip() for origin in settings.allow_origins.split(",") if origin.strip()]
+    origins = listed(settings.allow_origins)
+    if settings.is_open_to_pages:
+        layers.append(Middleware(OwnPages, listed(settings.allow_hosts), origins))
     if origins:
         layers.insert(
             1,
             Middleware(
                 CORSMiddleware,
-                allow_origins=origins,
+                allow_origins=sorted(origins),
                 allow_methods=["GET", "POST", "PATCH", "PUT", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after"],

@@ -6,6 +6,7 @@ from pathlib import Path
 from octavo import v1
 from octavo.addresses import PORTS, Addresses, local
 from octavo.serving import ProgramSettings, SettingsError
+from octavo.serving.settings import LOOPBACK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class GatewaySettings(ProgramSettings):
     """Processes that share the port; each answers /metrics for itself."""
     allow_origins: str = ""
     """Origins that browsers may call from, with commas; empty lets only this one."""
+    allow_hosts: str = ""
+    """Names besides localhost that callers may use for a gateway on loopback that asks for no keys, with commas."""
 
     def __post_init__(self) -> None:
         """Refuses what cannot work. Raises SettingsError."""
@@ -49,6 +52,11 @@ class GatewaySettings(ProgramSettings):
                 raise SettingsError(f"{name} is {getattr(self, name)}; it must be more than 0")
         if self.workers < 1:
             raise SettingsError(f"workers is {self.workers}; at least 1 process has to answer")
+
+    @property
+    def is_open_to_pages(self) -> bool:
+        """Whether any page that a browser on this machine shows could use it: loopback, and no keys asked for."""
+        return self.host in LOOPBACK and self.api_keys is None
 
     @property
     def addresses(self) -> Addresses:
