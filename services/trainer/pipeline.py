@@ -183,7 +183,8 @@ class Pipeline:
         )
         self._heed()
         self._progress.phase(pb.JOB_PHASE_REGISTER, f"registering a version of {spec.model}")
-        version = publication.register(self._link, spec.model, release, self._heed)
+        request_id = publication.request_id_of(self._job, "version")
+        version = publication.register(self._link, spec.model, release, request_id, self._heed)
         self._output(version.name, f"step {step}, proven equal to its checkpoint")
         for alias in spec.aliases:
             reference = publication.set_alias(self._link, version, alias)

@@ -1,6 +1,6 @@
 """A proven bundle becomes a version: blobs, version, aliases, deployment, in this order, each step repeatable.
 
-Request ids follow from the job's name, so a worker that was lost in the middle registers nothing twice.
+Request ids follow from the job, so a worker that was lost in the middle registers nothing twice.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from octavo.formats.manifest import Manifest
 from octavo.v1 import deployments_pb2, registry_pb2
+from octavo.v1 import trainer_pb2 as pb
 from services.trainer.registry_link import RegistryLink
 
 
@@ -37,8 +38,10 @@ class Release:
     lineage: dict[str, Any]
 
 
-def register(link: RegistryLink, model: str, release: Release, heed: Callable[[], None]) -> registry_pb2.Version:
-    """Upload every file and register the version; again returns the same version."""
+def register(
+    link: RegistryLink, model: str, release: Release, request_id: str, heed: Callable[[], None]
+) -> registry_pb2.Version:
+    """Upload every file and register the version; again with the same `request_id` returns the same version."""
     version = registry_pb2.Version(
         family=release.family,
         parameter_count=release.parameter_count,
@@ -54,9 +57,7 @@ def register(link: RegistryLink, model: str, release: Release, heed: Callable[[]
         version.files.add(path=file.path, blob=f"blobs/{file.digest}", size_bytes=file.size_bytes)
     for name, digest in manifest.tensors.items():
         version.tensors.add(name=name, digest=digest)
-    request = registry_pb2.CreateVersionRequest(
-        parent=model, version=version, request_id=request_id(release.job, "version")
-    )
+    request = registry_pb2.CreateVersionRequest(parent=model, version=version, request_id=request_id)
     return link.call(lambda client: client.registry.CreateVersion(request))
 
 
@@ -80,9 +81,11 @@ def deploy(link: RegistryLink, version: registry_pb2.Version, deployment: str) -
     return link.call(lambda client: client.deployments.UpdateDeployment(request)).name
 
 
-def request_id(job: str, act: str) -> str:
+def request_id_of(job: pb.Job, act: str) -> str:
     """A UUID that is the same each time the same job does the same thing."""
-    return str(uuid.UUID(bytes=hashlib.sha256(f"{job} {act}".encode()).digest()[:16], version=4))
+    # The name alone may come back: of a job that was deleted, while the registry still remembers what it asked for.
+    identity = f"{job.name} {job.create_time.ToNanoseconds()} {act}"
+    return str(uuid.UUID(bytes=hashlib.sha256(identity.encode()).digest()[:16], version=4))
 
 
 def _upload(link: RegistryLink, path: Path) -> None:
