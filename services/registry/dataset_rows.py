@@ -100,14 +100,16 @@ class _Raw(NamedTuple):
 def _raw_rows(file: BinaryIO, *, joins_quotes: bool) -> Iterator[tuple[_Raw, int]]:
     """Lines, or with `joins_quotes` lines joined while a quote is open, and how many lines each is."""
     while line := file.readline(MAXIMUM_ROW_BYTES + 1):
-        line_count = 1
-        while joins_quotes and line.count(b'"') % 2 and len(line) <= MAXIMUM_ROW_BYTES:
-            more = file.readline(MAXIMUM_ROW_BYTES + 1)
-            if not more:
-                break
-            line += more
-            line_count += 1
-        size_bytes = len(line)
+        line_count, size_bytes = 1, len(line)
+        if joins_quotes and line.count(b'"') % 2:
+            # Each line is looked at once: an open quote may span millions of them.
+            lines = [line]
+            while size_bytes <= MAXIMUM_ROW_BYTES and (more := file.readline(MAXIMUM_ROW_BYTES + 1)):
+                lines.append(more)
+                size_bytes += len(more)
+                if more.count(b'"') % 2:
+                    break
+            line, line_count = b"".join(lines), len(lines)
         if size_bytes > MAXIMUM_ROW_BYTES:
             tail = line
             while tail and not tail.endswith(b"\n"):

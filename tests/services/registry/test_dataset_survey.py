@@ -1,6 +1,7 @@
 """Surveys against the obvious, slow way to count, on any bytes."""
 
 import json
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -107,6 +108,14 @@ def test_a_row_too_long_to_hold_is_skipped_with_its_place() -> None:
     assert found.statistics.rows == 2
     assert [(error.line, error.offset_bytes) for error in found.errors] == [(2, 10)]
     assert "at most" in found.errors[0].description
+
+
+def test_a_quote_that_is_never_closed_costs_time_in_proportion() -> None:
+    started_s = time.perf_counter()
+    found = surveyed(b'a,b\n1,"' + b"\n" * 2_000_000, CSV, 10)
+    # Looking at all lines again for each line would take minutes; looking at each once takes 0.2 s.
+    assert time.perf_counter() - started_s < 20
+    assert [error.line for error in found.errors] == [2]
 
 
 def test_columns_that_differ_are_told() -> None:
