@@ -8,6 +8,7 @@ from google.protobuf import json_format
 from rich.text import Text
 
 from octavo.cli import options, paging, screen, short_names, transfer, wording
+from octavo.cli.failure import Refusal
 from octavo.cli.options import AsJson, Limit
 from octavo.v1 import registry_pb2 as pb
 
@@ -173,13 +174,22 @@ def download(
     """
     with options.connected(context) as client:
         version = client.registry.ResolveVersion(pb.ResolveVersionRequest(reference=short_names.version(reference)))
-        for file in version.files:
-            transfer.download(client, file.blob, file.size_bytes, directory / file.path)
+        targets = [inside(directory, file.path) for file in version.files]
+        for file, target in zip(version.files, targets, strict=True):
+            transfer.download(client, file.blob, file.size_bytes, target)
     if as_json:
         screen.print_json(version)
     else:
         what = f"{len(version.files)} files, {wording.size(version.size_bytes)}"
         screen.stdout().print(f"{version.name}: {what} in {directory.resolve()}", soft_wrap=True)
+
+
+def inside(directory: Path, path: str) -> Path:
+    """Where a version's file goes. Raises Refusal for a path that leads out, whoever answered as the registry."""
+    target = directory / path
+    if not target.resolve().is_relative_to(directory.resolve()) or target.resolve() == directory.resolve():
+        raise Refusal(f"the version has a file {path!r}, which would lie outside {directory}; nothing was downloaded")
+    return target
 
 
 def version_facts(version: pb.Version) -> list[tuple[str, screen.Cell]]:
