@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ class BlobFiles:
         self._corrupt = directory / "corrupt"
         self._reserve_bytes = reserve_bytes
         self._free_bytes = free_bytes
+        # Between a look at what a name stands for and a move of it, nothing else may take its place.
+        self._setting_aside = threading.Lock()
 
     def prepare(self) -> None:
         """Makes the folders, durably."""
@@ -72,7 +75,8 @@ class BlobFiles:
         target = self.path(digest)
         if not target.parent.is_dir():
             make_directory(target.parent)
-        staged.rename(target)
+        with self._setting_aside:
+            staged.rename(target)
         sync_directory(target.parent)
 
     @contextmanager
@@ -91,10 +95,16 @@ class BlobFiles:
         with self.path(digest).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == digest
 
-    def set_aside(self, digest: str) -> None:
-        """Takes a corrupt file out of the way, so that the next upload mends the blob; kept to be looked at."""
+    def set_aside(self, digest: str, descriptor: int) -> None:
+        """Takes the open, corrupt file out of the way, so that the next upload mends the blob; kept to be looked at.
+
+        Leaves a file alone that has taken its place meanwhile: another reader saw the damage, and it was mended.
+        """
         source = self.path(digest)
-        source.replace(self._corrupt / digest)
+        with self._setting_aside:
+            if not _is_at(descriptor, source):
+                return
+            source.replace(self._corrupt / digest)
         sync_directory(source.parent)
 
     def blocks(self, digest: str, offset: int, length: int, size_bytes: int) -> Generator[bytes, None, None]:
@@ -113,7 +123,7 @@ class BlobFiles:
                 hasher.update(block if is_whole else b"")
                 is_wrong = is_whole and not remaining and hasher.hexdigest() != digest
                 if not block or is_wrong:
-                    self.set_aside(digest)
+                    self.set_aside(digest, file.fileno())
                     raise corrupt(digest)
                 yield block
 
@@ -160,6 +170,14 @@ def full_disk_explained() -> Iterator[None]:
             f"the registry cannot store more ({os.strerror(failure.errno)}): the upload is dropped; make room, "
             "then begin again",
         ) from failure
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one that the path names now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def make_directory(path: Path) -> None:
