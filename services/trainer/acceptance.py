@@ -29,9 +29,9 @@ MAX_TIME_BUDGET_S: Final = 31 * 86_400
 
 ID: Final = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _PATTERNS: Final = {
-    "dataset": (rf"^datasets/{ID}(/versions/[1-9]\d{{0,18}})?$", "`datasets/tiny` or `datasets/tiny/versions/2`"),
-    "model": (rf"^models/{ID}$", "`models/poet`"),
-    "deployment": (rf"^deployments/{ID}$", "`deployments/poet`"),
+    "dataset": (rf"datasets/{ID}(/versions/[1-9][0-9]{{0,17}})?", "`datasets/tiny` or `datasets/tiny/versions/2`"),
+    "model": (f"models/{ID}", "`models/poet`"),
+    "deployment": (f"deployments/{ID}", "`deployments/poet`"),
 }
 
 
@@ -120,7 +120,7 @@ def _job_faults(job: pb.Job) -> dict[str, str]:
     if len(job.labels) > MAX_LABELS:
         wrong["job.labels"] = f"has {len(job.labels)} labels; at most {MAX_LABELS}"
     for key, value in job.labels.items():
-        if not re.match(r"^[a-z0-9][a-z0-9_.-]{0,62}$", key) or len(value) > MAX_LABEL:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", key) or len(value) > MAX_LABEL:
             shown = key[:MAX_LABEL]
             wrong[f"job.labels[{shown!r}]"] = (
                 f"keys are 1 to {MAX_LABEL} of a-z 0-9 _ . -, values at most {MAX_LABEL} characters"
@@ -130,7 +130,7 @@ def _job_faults(job: pb.Job) -> dict[str, str]:
 
 def _id_faults(job_id: str, request_id: str) -> dict[str, str]:
     wrong = {}
-    if job_id and not re.match(rf"^{ID}$", job_id):
+    if job_id and not re.fullmatch(ID, job_id):
         wrong["job_id"] = f"{job_id[:70]!r} must be 1 to 63 of a-z 0-9 -, begin with a letter and not end with -"
     if request_id:
         try:
@@ -146,12 +146,12 @@ def _train_faults(spec: pb.TrainSpec) -> dict[str, str]:
         value = getattr(spec, field)
         if not value and field != "deployment":
             wrong[field] = f"is missing; name one, such as {example}"
-        elif value and not re.match(pattern, value):
+        elif value and not re.fullmatch(pattern, value):
             wrong[field] = f"{value[:90]!r} is not a name such as {example}"
     if len(spec.aliases) > MAX_ALIASES:
         wrong["aliases"] = f"has {len(spec.aliases)} aliases; at most {MAX_ALIASES}"
     for index, alias in enumerate(spec.aliases):
-        if not re.match(rf"^{ID}$", alias) or alias == "latest" or re.match(r"^v\d+$", alias):
+        if not re.fullmatch(ID, alias) or alias == "latest" or re.fullmatch(r"v[0-9]+", alias):
             wrong[f"aliases[{index}]"] = (
                 f"{alias[:70]!r} must be 1 to 63 of a-z 0-9 -, begin with a letter, and be neither `latest` nor `v1`"
             )

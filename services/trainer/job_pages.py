@@ -23,7 +23,7 @@ MAX_JOBS: Final = 1000
 DEFAULT_LINES: Final = 1000
 MAX_LINES: Final = 10_000
 
-_TERM: Final = re.compile(r'^\s*(state|kind|labels\.[a-z0-9_.-]{1,63})\s*=\s*("[^"]{0,255}"|[\w.-]{1,255})\s*$')
+_TERM: Final = re.compile(r'\s*(state|kind|labels\.[a-z0-9_.-]{1,63})\s*=\s*("[^"]{0,255}"|[\w.-]{1,255})\s*')
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class JobFilter:
         """`state = RUNNING AND labels.team = "poetry"`; raises InvalidArgument."""
         state, kind, labels = None, "", {}
         for term in re.split(r"\s+AND\s+", text.strip()) if text.strip() else []:
-            match = _TERM.match(term)
+            match = _TERM.fullmatch(term)
             if match is None:
                 raise InvalidArgument.field(
                     "filter",

@@ -192,7 +192,7 @@ class TrainerServicer(Base):
 
 def _name(name: str, field: str = "name") -> str:
     prefix, _, job_id = name.partition("/")
-    if prefix != "jobs" or not re.match(rf"^{ID}$", job_id):
+    if prefix != "jobs" or not re.fullmatch(ID, job_id):
         raise InvalidArgument.field(
             field,
             f"{name[:90]!r} is not the name of a job, such as `jobs/j-1`",

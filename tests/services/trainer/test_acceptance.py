@@ -30,6 +30,11 @@ def test_a_dataset_and_a_model_are_enough():
         ({"model": "models/../x"}, "job.train.model"),
         ({"model": "models/poet/versions/1"}, "job.train.model"),
         ({"deployment": "deployments/"}, "job.train.deployment"),
+        ({"dataset": "datasets/tiny\n"}, "job.train.dataset"),
+        ({"dataset": "datasets/tiny/versions/١"}, "job.train.dataset"),
+        ({"model": "models/poet\n"}, "job.train.model"),
+        ({"deployment": "deployments/poet\n"}, "job.train.deployment"),
+        ({"aliases": ["good\n"]}, "job.train.aliases[0]"),
         ({"aliases": ["latest"]}, "job.train.aliases[0]"),
         ({"aliases": ["good", "v3"]}, "job.train.aliases[1]"),
         ({"aliases": [f"a{number}" for number in range(17)]}, "job.train.aliases"),
@@ -60,6 +65,12 @@ def test_all_faults_are_told_at_once():
         "job.train.dataset",
         "job.train.model",
     }
+
+
+def test_an_id_and_a_label_end_where_they_end():
+    with pytest.raises(InvalidArgument) as refusal:
+        check_job(pb.Job(labels={"team\n": "a"}, train=job().train), "mine\n", "")
+    assert set(refusal.value.violations) == {"job_id", "job.labels['team\\n']"}
 
 
 def test_a_job_without_a_spec_is_refused():
