@@ -228,7 +228,7 @@ class DeploymentStatus(_message.Message):
     SERVING_VERSIONS_FIELD_NUMBER: _builtins.int
     REPORT_TIME_FIELD_NUMBER: _builtins.int
     server: _builtins.str
-    """The server: its host and process, stable while it lives."""
+    """The server: its host and port; the same after a restart, so that its reports replace one another."""
     revision: _builtins.int
     """The revision this speaks of."""
     state: Global___DeploymentState.ValueType

@@ -13,7 +13,7 @@ from octavo.open_inference import open_inference_pb2_grpc
 from octavo.serving import Service, Telemetry
 from octavo.v1 import inference_pb2_grpc
 from services.inference.bundle_cache import BundleCache
-from services.inference.deployments import Deployments
+from services.inference.deployments import Deployments, server_name
 from services.inference.loader import Loader
 from services.inference.metrics import InferenceCollector
 from services.inference.open_inference_servicer import OpenInferenceServicer
@@ -85,6 +85,7 @@ class _Program:
             loader=Loader(self._settings, courier, self._telemetry.logger),
             telemetry=self._telemetry,
             drain_s=self._settings.drain_s,
+            server=server_name(self._settings.port),
         )
 
     async def _find(self, reference: str) -> ServedModel:

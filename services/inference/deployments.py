@@ -48,6 +48,7 @@ class Deployments:
         loader: Loader,
         telemetry: Telemetry,
         drain_s: float,
+        server: str,
     ) -> None:
         self._client = client
         self._roster = roster
@@ -60,7 +61,7 @@ class Deployments:
         self._unreported: asyncio.Queue[str] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loading = asyncio.Lock()
-        self._server = f"{socket.gethostname()}-{os.getpid()}"
+        self._server = server
         self.is_settled = False
         """Whether everything that was wanted at the start is ready or refused."""
 
@@ -266,6 +267,14 @@ class Deployments:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def server_name(port: int) -> str:
+    """What this server calls itself in its reports: the same after a restart, so that it replaces what it said before.
+
+    Without a port of its own (0) the process tells servers of one machine apart.
+    """
+    return f"{socket.gethostname()}:{port}" if port else f"{socket.gethostname()}-{os.getpid()}"
 
 
 def _targets(deployment: Deployment) -> Iterable[Target]:

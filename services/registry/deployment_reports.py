@@ -66,7 +66,7 @@ def _check(status: DeploymentStatus, current_revision: int) -> None:
     if not status.server:
         raise InvalidArgument.field(
             "status.server",
-            "is missing; a name that is the server's while it lives, such as host and process",
+            "is missing; a name that the server keeps, such as host and port",
             reason=errors_pb2.REASON_MISSING_FIELD,
         )
     limits.check_word(status.server, "status.server", _SERVER_CHARACTERS)

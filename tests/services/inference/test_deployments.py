@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import shutil
 from contextlib import AsyncExitStack
 
@@ -24,6 +25,7 @@ from octavo.v1.inference_pb2 import (
 )
 from octavo.v1.registry_pb2 import SetAliasRequest
 from services import inference
+from services.inference.deployments import server_name
 from services.inference.engine import Engine
 
 READY, FAILED = DeploymentState.DEPLOYMENT_STATE_READY, DeploymentState.DEPLOYMENT_STATE_FAILED
@@ -64,6 +66,13 @@ async def test_a_deployment_becomes_ready_and_says_what_it_serves(suite, bundles
     assert deployment.state == READY
     assert list(deployment.statuses[0].serving_versions) == [version]
     assert await answering_version(suite) == version
+
+
+def test_a_server_that_starts_again_replaces_its_own_reports():
+    assert server_name(50053) == server_name(50053)
+    assert server_name(50053).endswith(":50053")
+    assert server_name(50053) != server_name(50054)
+    assert server_name(0).endswith(f"-{os.getpid()}")
 
 
 async def test_every_family_is_served(suite, bundles):
