@@ -58,8 +58,8 @@ def _options() -> argparse.Namespace:
 def _in_own_process(contestant: str, options: argparse.Namespace, seed: int) -> dict[str, float | str]:
     command = [sys.executable, "-m", "benchmarks.train", "--contestant", contestant, "--seeds", str(seed)]
     command += ["--text", str(options.text), "--threads", str(options.threads)]
-    # As the trainer starts its workers; without it two threads on two shared cores starve each other.
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    # As the trainer starts its workers.
+    environment = os.environ | {"GOMP_SPINCOUNT": "2000"}
     finished = subprocess.run(
         command,
         cwd=Path(__file__).parents[1],
