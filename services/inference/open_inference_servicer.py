@@ -163,7 +163,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                         await room.acquire()
                         group.create_task(complete(request))
             finally:
-                await answers.put(None)
+                # Cancelled, nobody takes answers any more: waiting for room among them would never end.
+                if not reading.cancelling():
+                    await answers.put(None)
 
         reading = asyncio.create_task(read())
         try:

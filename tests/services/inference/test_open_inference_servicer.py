@@ -1,10 +1,14 @@
+import asyncio
+
 import grpc
 import pytest
 import pytest_asyncio
 
 from octavo.open_inference import open_inference_pb2 as oip
 from octavo.open_inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from octavo.v1.inference_pb2 import GenerateRequest, GenerationParameters
+from octavo.v1.inference_pb2 import GenerateRequest, GenerationParameters, StreamGenerateResponse
+from services.inference.open_inference_servicer import OpenInferenceServicer
+from services.inference.roster import Roster
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -105,6 +109,25 @@ async def test_one_stream_carries_many_requests_and_a_failing_one_harms_no_other
     assert list(errors) == ["bad"]
     assert "not in the vocabulary" in errors["bad"]
     assert finals == ["good"]
+
+
+async def test_a_stream_whose_reader_leaves_while_answers_pile_up_leaves_nothing_running():
+    class Endless:
+        async def StreamGenerate(self, request, context):
+            while True:
+                yield StreamGenerateResponse(chunk={"text": "x"})
+
+    async def sent():
+        yield asked()
+
+    before = asyncio.all_tasks()
+    answers = OpenInferenceServicer(Roster(), Endless(), lambda: True).ModelStreamInfer(sent(), None)
+    await anext(answers)
+    await asyncio.sleep(0.05)  # more answers are there than are kept for a reader
+    await answers.aclose()
+    async with asyncio.timeout(5):
+        while asyncio.all_tasks() - before:
+            await asyncio.sleep(0.01)
 
 
 async def test_statistics_count_what_succeeded_and_what_failed(stub):
