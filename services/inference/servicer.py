@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sized
 from contextlib import asynccontextmanager
+from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
 
 from octavo.errors import InvalidArgument, NotFound
 from octavo.v1 import inference_pb2, inference_pb2_grpc
@@ -21,9 +21,12 @@ from services.inference.served_model import LoadedModel, ServedModel
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = inference_pb2.GenerateRequest | inference_pb2.StreamGenerateRequest
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
 
 INLINE_CHARACTERS = 4096
-"""Texts up to this length are encoded on the event loop, in about a millisecond; longer ones beside it."""
+"""Texts of up to so many characters or tokens are turned into the other on the event loop, in about a millisecond;
+longer ones beside it."""
 TOKEN_LIMIT = 1 << 20
 PAGE_SIZE, PAGE_LIMIT = 50, 1000
 
@@ -87,15 +90,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         _require(request.text, "text")
         served = await self._find(request.model)
         with served.lease() as loaded:
-            token_ids = await _encoded(loaded, request.text, "text")
-            tokenizer = loaded.tokenizer
-            return inference_pb2.TokenizeResponse(
-                token_ids=token_ids,
-                tokens=[tokenizer.token(token_id) for token_id in token_ids],
-                offsets=tokenizer.offsets(request.text),
-                version=served.key.version,
-                context_length=loaded.capacity,
-            )
+            return await _beside(len(request.text), _tokenized, loaded, request.text, served.key.version)
 
     async def Detokenize(
         self, request: inference_pb2.DetokenizeRequest, context: Context
@@ -107,7 +102,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         with served.lease() as loaded:
             loaded.check_ids(np.array(request.token_ids, np.int64), "token_ids")
             skip_special = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-            text = loaded.tokenizer.decode(request.token_ids, skip_special=skip_special)
+            decode = partial(loaded.tokenizer.decode, skip_special=skip_special)
+            text = await _beside(len(request.token_ids), decode, request.token_ids)
         return inference_pb2.DetokenizeResponse(text=text, version=served.key.version)
 
     async def ListServedModels(
@@ -151,7 +147,7 @@ async def _running(
     loaded: LoadedModel, request: Request, context: Context, *, is_streaming: bool
 ) -> AsyncIterator[list[Sequence]]:
     """The request's sequences in the engine; whoever leaves before their end takes them out of it."""
-    prompt = await _prompt(loaded, request)
+    prompt = await _beside(len(request.prompt), loaded.prompt, request)
     remaining_s = context.time_remaining()
     sequences = [
         loaded.sequence(
@@ -192,13 +188,20 @@ def _require(value: Sized, field: str) -> None:
         raise InvalidArgument.field(field, "is empty; it is required", reason=Reason.REASON_MISSING_FIELD)
 
 
-async def _prompt(loaded: LoadedModel, request: Request) -> NDArray[np.int64]:
-    if len(request.prompt) <= INLINE_CHARACTERS:
-        return loaded.prompt(request)
-    return await asyncio.to_thread(loaded.prompt, request)
+def _tokenized(loaded: LoadedModel, text: str, version: str) -> inference_pb2.TokenizeResponse:
+    token_ids = loaded.encode(text, "text")
+    tokenizer = loaded.tokenizer
+    return inference_pb2.TokenizeResponse(
+        token_ids=token_ids,
+        tokens=[tokenizer.token(token_id) for token_id in token_ids],
+        offsets=tokenizer.offsets(text),
+        version=version,
+        context_length=loaded.capacity,
+    )
 
 
-async def _encoded(loaded: LoadedModel, text: str, field: str) -> list[int]:
-    if len(text) <= INLINE_CHARACTERS:
-        return loaded.encode(text, field)
-    return await asyncio.to_thread(loaded.encode, text, field)
+async def _beside(length: int, work: Callable[Given, Answer], *given: Given.args, **named: Given.kwargs) -> Answer:
+    """What `work` returns: on the event loop for what is short, beside it for the rest."""
+    if length <= INLINE_CHARACTERS:
+        return work(*given, **named)
+    return await asyncio.to_thread(work, *given, **named)

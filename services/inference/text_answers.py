@@ -33,13 +33,8 @@ async def score(loaded: LoadedModel, request: ScoreRequest, version: str) -> Sco
     _check_count(len(request.inputs))
     if not 0 <= request.top_logprobs <= TOP_LIMIT:
         raise InvalidArgument.field("top_logprobs", f"{request.top_logprobs} is not between 0 and {TOP_LIMIT}")
-    pairs = []
-    for index, given in enumerate(request.inputs):
-        field = f"inputs[{index}]"
-        context = _token_ids(loaded, given.context, f"{field}.context") if given.context.WhichOneof("content") else []
-        continuation = _required(loaded, given.continuation, f"{field}.continuation")
-        _check_length(loaded, len(context) + len(continuation), field)
-        pairs.append((context, continuation))
+    # Megabytes of text take seconds to become tokens, during which every stream of this server would stand still.
+    pairs = await asyncio.to_thread(_pairs, loaded, request)
     response = ScoreResponse(version=version, usage=Usage(prompt_tokens=sum(len(a) + len(b) for a, b in pairs)))
     for context, continuation in pairs:
         scores, is_greedy = await asyncio.to_thread(
@@ -65,10 +60,7 @@ async def embed(loaded: LoadedModel, request: EmbedRequest, version: str) -> Emb
     dimensions = request.dimensions if request.HasField("dimensions") else width
     if not 1 <= dimensions <= width:
         raise InvalidArgument.field("dimensions", f"{dimensions} is not between 1 and the model's {width}")
-    texts = []
-    for index, given in enumerate(request.inputs):
-        texts.append(_required(loaded, given, f"inputs[{index}]"))
-        _check_length(loaded, len(texts[-1]), f"inputs[{index}]")
+    texts = await asyncio.to_thread(_texts, loaded, request)
     response = EmbedResponse(version=version, usage=Usage(prompt_tokens=sum(map(len, texts))))
     for token_ids in texts:
         values = await asyncio.to_thread(
@@ -81,6 +73,27 @@ async def embed(loaded: LoadedModel, request: EmbedRequest, version: str) -> Emb
         )
         response.embeddings.append(Embedding(values=values))
     return response
+
+
+def _pairs(loaded: LoadedModel, request: ScoreRequest) -> list[tuple[list[int], list[int]]]:
+    """Context and continuation of each input, as tokens."""
+    pairs = []
+    for index, given in enumerate(request.inputs):
+        field = f"inputs[{index}]"
+        context = _token_ids(loaded, given.context, f"{field}.context") if given.context.WhichOneof("content") else []
+        continuation = _required(loaded, given.continuation, f"{field}.continuation")
+        _check_length(loaded, len(context) + len(continuation), field)
+        pairs.append((context, continuation))
+    return pairs
+
+
+def _texts(loaded: LoadedModel, request: EmbedRequest) -> list[list[int]]:
+    """Each input as tokens."""
+    texts = []
+    for index, given in enumerate(request.inputs):
+        texts.append(_required(loaded, given, f"inputs[{index}]"))
+        _check_length(loaded, len(texts[-1]), f"inputs[{index}]")
+    return texts
 
 
 def _text_score(loaded: LoadedModel, scores: list[scoring.TokenScore], *, is_greedy: bool) -> TextScore:

@@ -1,4 +1,5 @@
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import pytest_asyncio
 
 from octavo.errors import InvalidArgument
 from octavo.formats.conformance import Conformance
+from octavo.formats.tokenizer import Tokenizer
 from octavo.v1.inference_pb2 import (
     EmbedRequest,
     GenerateRequest,
@@ -14,6 +16,7 @@ from octavo.v1.inference_pb2 import (
     ScoreInput,
     ScoreRequest,
     TextInput,
+    TokenizeRequest,
     TokenSequence,
 )
 
@@ -52,6 +55,21 @@ async def test_scores_are_what_the_exporter_measured(poet, bundles):
         assert [entry.top_logprobs[0].token_id for entry in score.tokens] == list(vector.greedy)
         assert score.total_logprob == pytest.approx(sum(found))
         assert score.perplexity == pytest.approx(math.exp(-sum(found) / len(found)))
+
+
+async def test_texts_become_tokens_beside_the_event_loop(poet, monkeypatch):
+    threads, encode = [], Tokenizer.encode
+
+    def watched(tokenizer, value):
+        threads.append(threading.current_thread())
+        return encode(tokenizer, value)
+
+    monkeypatch.setattr(Tokenizer, "encode", watched)
+    await scored(poet, ScoreInput(context=text("TO"), continuation=text(" BE")))
+    await poet.inference.Embed(EmbedRequest(model=MODEL, inputs=[text("TO BE")]))
+    await poet.inference.Tokenize(TokenizeRequest(model=MODEL, text="A" * 5000))
+    assert len(threads) >= 4
+    assert threading.main_thread() not in threads
 
 
 async def test_a_text_without_context_has_no_log_probability_for_its_first_token(poet):
