@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -28,7 +28,7 @@ class Launch:
     """What a worker has to know of the service that started it."""
 
     registry: str
-    api_key: str
+    api_key: str = field(repr=False)
     corpora: str
     registry_patience_s: float
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from octavo.errors import FailedPrecondition, Unavailable
+from octavo.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from octavo.serving.settings import child_environment
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
@@ -184,6 +184,16 @@ def stop_workers(supervisions: Sequence[Supervision], grace_s: float) -> None:
         time.sleep(0.05)
     for one in running:
         one.send(signal.SIGKILL)
+
+
+def queue_full(queued: int) -> ResourceExhausted:
+    """The error for a job that finds too many before it."""
+    return ResourceExhausted(
+        Reason.REASON_LIMIT_EXCEEDED,
+        f"{queued} jobs are queued, as many as may be; cancel some or wait",
+        retry_after_s=30.0,
+        queued=queued,
+    )
 
 
 def worker_lost(job: pb.Job, losses: int, cause: str, log: Path) -> pb.JobEvent:

@@ -20,13 +20,13 @@ from typing import Final, TextIO
 
 from google.protobuf.message import DecodeError
 
-from octavo.errors import FailedPrecondition, ResourceExhausted
+from octavo.errors import FailedPrecondition
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.events import TERMINAL, now
 from services.trainer.job_directory import JobDirectory, Launch, claim
 from services.trainer.jobs import JobStore, check_etag
-from services.trainer.supervision import Supervision, stop_workers, worker_lost
+from services.trainer.supervision import Supervision, queue_full, stop_workers, worker_lost
 
 TICK_S: Final = 0.1
 # How far the row of a running job may lag behind its events: they are the truth, the row is a shortcut.
@@ -137,18 +137,19 @@ class Supervisor:
                 return self.read(known.name)
             queued = sum(one.job.state == pb.JOB_STATE_QUEUED for one in self._living.values())
             if queued >= self._limits.max_queued_jobs:
-                raise ResourceExhausted(
-                    Reason.REASON_LIMIT_EXCEEDED,
-                    f"{queued} jobs are queued, as many as may be; cancel some or wait",
-                    retry_after_s=30.0,
-                    queued=queued,
-                )
+                raise queue_full(queued)
             job.state = pb.JOB_STATE_CREATED
             job.create_time.CopyFrom(now())
             job.update_time.CopyFrom(job.create_time)
             self._make_directory(job, prepare)
             self._store.insert(job, request_id, digest)
-            self._take_up(job)
+            try:
+                self._take_up(job)
+            except BaseException:
+                # Its creator hears that it failed: nothing of it may wait for the next start, or for its request id.
+                self._living.pop(job.name, None)
+                self._remove(job.name)
+                raise
             self._start_queued()
             return self.read(job.name)
 
@@ -220,8 +221,7 @@ class Supervisor:
         with self._lock:
             job = self.read(name)
             check_etag(job, expected_etag)
-            supervision = self._living.get(name)
-            target = supervision.job if supervision is not None else job
+            target = self._living[name].job if name in self._living else job
             change(target)
             target.update_time.CopyFrom(now())
             self._store.update(target)
@@ -248,7 +248,6 @@ class Supervisor:
             job = self.read(name)
             check_etag(job, expected_etag)
             self._require(job, *TERMINAL, verb="deleted")
-            self._store.begin_delete(name)
             self._remove(name)
 
     def _make_directory(self, job: pb.Job, prepare: Callable[[JobDirectory], None]) -> None:
@@ -264,6 +263,7 @@ class Supervisor:
             raise
 
     def _remove(self, name: str) -> None:
+        self._store.begin_delete(name)
         path = self.directory(name).path
         if path.exists():
             shutil.rmtree(path)
