@@ -38,7 +38,7 @@ class ProgramSettings:
     """Where the registry is."""
     api_keys: Path | None = None
     """A file of `sha256:…` digests of the keys that may call, one a line. None asks nobody for a key."""
-    api_key: str = ""
+    api_key: str = field(default="", repr=False)
     """The key this program sends when it calls others."""
     allow_insecure: bool = False
     """Listen beyond loopback without keys: only behind something that checks callers itself."""

@@ -52,3 +52,7 @@ def test_listening_beyond_loopback_needs_keys_or_an_explicit_word():
 def test_what_cannot_work_is_refused(field, value):
     with pytest.raises(SettingsError):
         load(PressSettings, "press", {f"OCTAVO_PRESS_{field}": value})
+
+
+def test_a_key_is_not_in_what_is_printed_of_settings() -> None:
+    assert "secret" not in repr(load(PressSettings, "press", {"OCTAVO_API_KEY": "secret"}))
