@@ -48,6 +48,11 @@ class PartialFile:
         """Puts the bytes, durably, where the target is."""
         os.fdatasync(self._file.fileno())
         self._path.replace(self._target)
+        folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def close(self) -> None:
         """Keeps what is there for another attempt."""
@@ -55,11 +60,17 @@ class PartialFile:
 
     def _opened(self) -> BinaryIO:
         file = self._path.open("a+b", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._is_ours(file):
             # Somebody else downloads the same to here: a file of our own, which nobody else will take up.
             file.close()
             self._path = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex}")
             file = self._path.open("a+b", buffering=0)
         return file
+
+    def _is_ours(self, file: BinaryIO) -> bool:
+        """Whether nobody else writes the file, and nobody has put it where its target is since we opened it."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
