@@ -19,6 +19,9 @@ from gateway.violations import Violations
 ReadField = Callable[[Any, Any, str, Violations, int], None]
 
 _DEEPEST = 100  # protobuf's own limit for nested messages
+# Of JSON inside a message. A level of it is up to three messages, which the receiver counts: 60 levels as json_format
+# counts them (an object is two) leave room for the messages around them.
+_DEEPEST_JSON = 60
 _VALUE = "google.protobuf.Value"
 _MASK = "google.protobuf.FieldMask"
 _WELL_KNOWN = frozenset(
@@ -166,7 +169,7 @@ class JsonReader:
             if name == _MASK:
                 message.paths.extend(mask_paths(value))
             else:
-                json_format.ParseDict(value, message, descriptor_pool=self._pool, max_recursion_depth=_DEEPEST)
+                json_format.ParseDict(value, message, descriptor_pool=self._pool, max_recursion_depth=_DEEPEST_JSON)
         except (json_format.ParseError, Refused, ValueError, TypeError, AttributeError) as error:
             hint = _EXAMPLES.get(name, " ".join(str(error).split())[:200])
             violations.add(path, f"{shown(value)} is no {name.rpartition('.')[2]}; {hint}")

@@ -30,6 +30,19 @@ def mistakes(reader, message):
     return find
 
 
+@pytest.mark.parametrize("wrap", [lambda inner: {"a": inner}, lambda inner: [inner], lambda inner: {"a": [inner]}])
+def test_json_is_as_deep_as_a_receiver_can_read_or_it_is_refused(reader, message, wrap) -> None:
+    value, accepted = 1, 0
+    for _ in range(60):
+        value = wrap(value)
+        built, violations = message("Everything"), Violations()
+        reader.read({"struct": {"a": value}}, built, violations)
+        if not violations.found:
+            accepted += 1
+            assert message("Everything").FromString(built.SerializeToString()) == built
+    assert 10 < accepted < 60
+
+
 @SHARED
 @given(fields=everything)
 def test_what_json_format_writes_is_read_as_the_same_message(fields, reader, message) -> None:
