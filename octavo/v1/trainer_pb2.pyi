@@ -641,7 +641,7 @@ class TrainSpec(_message.Message):
 
     @_builtins.property
     def export_precisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Precisions to export and prove beside fp32, such as `int8`; unset means `int8`."""
+        """Precisions to export and prove beside fp32, such as `int8`; unset means fp32 alone."""
 
     def __init__(
         self,

@@ -173,11 +173,12 @@ def _refuse_unsupported(spec: pb.TrainSpec) -> None:
         "base_version": bool(spec.base_version),
         "lora": spec.HasField("lora"),
         "early_stopping": spec.HasField("early_stopping"),
+        "export_precisions": bool(set(spec.export_precisions) - {"fp32"}),
     }
     for field, is_set in unsupported.items():
         if is_set:
             raise Unimplemented(
                 Reason.REASON_SPEC_NOT_SUPPORTED,
-                f"train.{field} cannot be honoured yet; leave it out to train from scratch to the last step",
+                f"train.{field} cannot be honoured yet; leave it out to train from scratch to the last step, in fp32",
                 field=field,
             )

@@ -31,8 +31,6 @@ from services.trainer.training_phase import TrainingPhase
 
 # Where a sample begins when no prompt is given: enough of the validation text to give it a direction.
 _PROMPT_TOKENS: Final = 32
-# What a version is exported in.
-_PRECISIONS: Final = frozenset({"fp32"})
 
 
 class Pipeline:
@@ -163,15 +161,8 @@ class Pipeline:
         phase.run(start, self._progress)
         self._step = training.spec.steps
 
-    def _say_precisions(self, spec: pb.TrainSpec) -> None:
-        missing = [precision for precision in spec.export_precisions if precision not in _PRECISIONS]
-        if missing:
-            message = f"{', '.join(missing)} cannot be exported yet; the version has {', '.join(sorted(_PRECISIONS))}"
-            self._log.log(pb.LOG_SEVERITY_INFO, message, spec.steps)
-
     def _release(self, training: Training, phase: TrainingPhase, corpus: Corpus, origin: Origin) -> None:
         spec = training.spec
-        self._say_precisions(spec)
         step = self._choose(training, phase)
         release = read_release(self._directory) or make_release(
             self._directory,

@@ -245,8 +245,6 @@ def _fill_rest(full: pb.TrainSpec, architecture: Architecture, text: TextFacts, 
     interval_steps = max(1, round(_CHECKPOINT_INTERVAL_S / step_s))
     recipe.fill_unset(full.checkpoints, {"interval_steps": interval_steps, "keep_latest": 3, "keep_best": True})
     recipe.fill_unset(full.sample, {"length": 200, "temperature": 0.8})
-    if not full.export_precisions:
-        full.export_precisions.append("int8")
 
 
 def _invalid(wrong: dict[str, str], *, reason: Reason.ValueType = Reason.REASON_INVALID_FIELD) -> InvalidArgument:

@@ -92,6 +92,7 @@ def test_kinds_that_do_not_run_yet_are_refused_with_the_one_that_does(kind):
         {"base_version": "models/poet@champion"},
         {"lora": pb.LoraSpec(rank=8)},
         {"early_stopping": pb.EarlyStopping(patience=2)},
+        {"export_precisions": ["fp32", "int8"]},
     ],
 )
 def test_parts_of_a_spec_that_cannot_be_honoured_are_refused_rather_than_ignored(changes):

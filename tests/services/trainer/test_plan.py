@@ -28,6 +28,7 @@ OUTSIDE_THE_RECIPE = {
     "dataset",
     "deployment",
     "early_stopping",
+    "export_precisions",
     "lora",
     "model",
     "time_budget",
