@@ -86,6 +86,7 @@ class RecordWriter:
         while reader.read():
             pass
         self._number = reader.number
+        self._end = reader.offset
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._cut(reader.offset)
         self._dirty = False
@@ -96,13 +97,24 @@ class RecordWriter:
         return self._number
 
     def append(self, payload: bytes) -> int:
-        """Add a record, visible to readers at once and durable after `sync`; returns its number."""
+        """Add a record, visible to readers at once and durable after `sync`; returns its number.
+
+        ValueError for one too large to be read back. When the disk is full, OSError, and nothing is added.
+        """
+        if len(payload) > _PAYLOAD_LIMIT_BYTES:
+            raise ValueError(f"a record of {len(payload)} bytes; at most {_PAYLOAD_LIMIT_BYTES} are read back")
         header = len(payload).to_bytes(4, "little")
         record = header + zlib.crc32(payload, zlib.crc32(header)).to_bytes(4, "little") + payload
         with self._lock:
-            written = os.write(self._descriptor, record)
-            while written < len(record):
-                written += os.write(self._descriptor, record[written:])
+            try:
+                written = os.write(self._descriptor, record)
+                while written < len(record):
+                    written += os.write(self._descriptor, record[written:])
+            except OSError:
+                # Readers stop at a torn record: it would hide all that is still to come, such as why the job failed.
+                os.ftruncate(self._descriptor, self._end)
+                raise
+            self._end += len(record)
             self._number += 1
             self._dirty = True
             return self._number

@@ -1,5 +1,6 @@
 """Records are read back whole whatever was cut off or torn, by readers that follow a writer."""
 
+import errno
 import os
 
 import pytest
@@ -114,3 +115,31 @@ def test_a_record_larger_than_a_block_is_read(tmp_path, size):
     write(tmp_path / "log", [b"x" * size, b"y"])
     reader = RecordReader(tmp_path / "log")
     assert [len(one) for one in reader.read() + reader.read()] == [size, 1]
+
+
+def test_a_record_that_the_disk_had_no_room_for_hides_none_that_comes_later(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    writer, write_bytes = RecordWriter(path), os.write
+    writer.append(b"first")
+
+    def full(descriptor, content):
+        if len(content) < 10:
+            raise OSError(errno.ENOSPC, "no space left")
+        return write_bytes(descriptor, content[: len(content) - 5])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(OSError, match="no space left"):
+            writer.append(b"second, cut")
+    assert writer.append(b"third") == 2
+    writer.close()
+    assert RecordReader(path).read() == [b"first", b"third"]
+
+
+def test_a_record_that_could_not_be_read_back_is_not_written(tmp_path):
+    writer = RecordWriter(tmp_path / "log")
+    with pytest.raises(ValueError, match="at most"):
+        writer.append(bytes((16 << 20) + 1))
+    assert writer.append(b"small") == 1
+    writer.close()
+    assert RecordReader(tmp_path / "log").read() == [b"small"]
