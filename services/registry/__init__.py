@@ -76,7 +76,12 @@ def assemble(settings: Settings, telemetry: Telemetry) -> Service:
 async def _sweep(files: BlobFiles, settings: Settings, telemetry: Telemetry) -> None:
     """Removes uploads that nobody goes on with, now and every hour."""
     while True:
-        removed = await asyncio.to_thread(staging.sweep, files, settings.upload_expiry_s)
-        if removed:
-            telemetry.logger.info("removed expired uploads", extra={"uploads": removed})
+        try:
+            removed = await asyncio.to_thread(staging.sweep, files, settings.upload_expiry_s)
+        except OSError:
+            # One folder that cannot be read must not leave all later ones to pile up.
+            telemetry.logger.exception("cannot remove expired uploads; trying again in an hour")
+        else:
+            if removed:
+                telemetry.logger.info("removed expired uploads", extra={"uploads": removed})
         await asyncio.sleep(_SWEEP_INTERVAL_S)

@@ -5,6 +5,7 @@ The file's name says all there is to know of it, so that a restart needs nothing
 
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import threading
@@ -173,14 +174,18 @@ def committed_bytes(files: BlobFiles, upload: str) -> int | None:
 
 def sweep(files: BlobFiles, expiry_s: float, clock_s: Callable[[], float] = time.time) -> int:
     """Removes the uploads that nobody went on with for `expiry_s`; returns how many."""
-    expired = [
-        folder
-        for folder in files.staging.iterdir()
-        if max(path.stat().st_mtime for path in (folder, *_staged(folder))) < clock_s() - expiry_s
-    ]
+    expired = [folder for folder in files.staging.iterdir() if _touched_s(folder) < clock_s() - expiry_s]
     for folder in expired:
         shutil.rmtree(folder, ignore_errors=True)
     return len(expired)
+
+
+def _touched_s(folder: Path) -> float:
+    """When somebody last wrote an upload; never in the past for one that is published while we look."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *_staged(folder)))
+    except FileNotFoundError:
+        return math.inf
 
 
 def _staged(folder: Path) -> list[Path]:

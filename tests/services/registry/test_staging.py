@@ -152,3 +152,21 @@ def test_a_sweep_removes_what_nobody_went_on_with(files: BlobFiles) -> None:
     assert staging.sweep(files, 60) == 0
     assert staging.sweep(files, 60, lambda: time.time() + 61) == 1
     assert staging.committed_bytes(files, ANNOUNCED.upload) is None
+
+
+def test_an_upload_that_is_published_while_a_sweep_looks_at_it_does_not_end_the_sweep(
+    files: BlobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("old-upload-of-somebody", "published-meanwhile-1"):
+        (files.staging / name).mkdir()
+        os.utime(files.staging / name, (0, 0))
+    list_folder = staging._staged
+
+    def staged(folder: Path) -> list[Path]:
+        if folder.name == "published-meanwhile-1":
+            return [folder / "gone"]
+        return list_folder(folder)
+
+    monkeypatch.setattr(staging, "_staged", staged)
+    assert staging.sweep(files, 60) == 1
+    assert [folder.name for folder in files.staging.iterdir()] == ["published-meanwhile-1"]
