@@ -22,6 +22,7 @@ protos: $(READY) ## Generate octavo/v1 and octavo/open_inference from protos/
 
 reference: $(READY) ## Write docs/reference from the code
 	$(BIN)/python docs/reference/generate.py
+	$(BIN)/python docs/reference/generate_cli.py
 
 lint: $(READY) ## Check style, types and contracts
 	$(BIN)/ruff check .

@@ -170,11 +170,17 @@ class Training:
         self.load_state_dict(state)
         return statistics.median(durations[min(_CALIBRATION_WARMUP_STEPS, len(durations) - 1) :])
 
-    def evaluate(self, step: int) -> pb.Evaluation:
-        """Measure the weights that would be exported now on the whole validation part."""
+    def evaluate(self, step: int, *, dtype: torch.dtype | None = None) -> pb.Evaluation:
+        """Measure the weights that would be exported now on the whole validation part.
+
+        `dtype` is what the products are computed in; None computes as training does.
+        """
         with self._exported_weights():
             result = evaluation.evaluate(
-                self.model, self._validation_tokens, text_bytes=self._validation_bytes, dtype=self._dtype
+                self.model,
+                self._validation_tokens,
+                text_bytes=self._validation_bytes,
+                dtype=self._dtype if dtype is None else dtype,
             )
         result.step = step
         return result

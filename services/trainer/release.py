@@ -63,7 +63,13 @@ def make_release(
     origin: Origin,
     say: Say,
 ) -> Release:
-    """Write and prove the bundle of the weights that `training` has now. FailedPrecondition when the proof fails."""
+    """Write and prove the bundle of the weights that `training` has now. FailedPrecondition when the proof fails.
+
+    `evaluation` is the training's own look at them; the version's figures are those of the exported fp32 weights.
+    """
+    say(pb.JOB_PHASE_EVALUATE, "measuring the weights in fp32, as they are exported")
+    measured = training.evaluate(evaluation.step, dtype=torch.float32)
+    measured.training_loss = evaluation.training_loss
     say(pb.JOB_PHASE_EXPORT, "writing the bundle and its graphs")
     shutil.rmtree(directory.bundle, ignore_errors=True)
     directory.bundle.mkdir()
@@ -81,7 +87,7 @@ def make_release(
     proof = prove(directory.bundle, _reference(training, weights), texts=texts, threads=threads)
     record_conformance(directory.bundle, texts=texts, threads=threads)
     lineage = _lineage(training.spec, evaluation.step, origin)
-    metrics = _metrics(evaluation)
+    metrics = _metrics(measured)
     lineage.write(directory.bundle)
     ModelCard(
         title=training.spec.model.removeprefix("models/"),
