@@ -6,6 +6,7 @@ this module alone, since they still move.
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -134,9 +135,12 @@ class TextFormatter(logging.Formatter):
         program = record.name.removeprefix("octavo.")
         level = "" if record.levelno == logging.INFO else f" {record.levelname}"
         line = f"{clock} {program:<9}{level} {record.getMessage()} {facts}".rstrip()
+        # What callers sent may be in it, such as a path: its line breaks and colours are not ours.
+        line = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), line)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
