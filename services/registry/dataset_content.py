@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from octavo.errors import InvalidArgument
+from octavo.v1 import errors_pb2
 from octavo.v1.datasets_pb2 import (
     CreateDatasetRequest,
     Dataset,
@@ -80,6 +81,7 @@ class DatasetContent:
         name = names.dataset_in(request.name)
         before = await self._transactions.read(lambda connection: datasets.get(connection, DatasetName(name.dataset)))
         dataset_repair.check(request, before)
+        await self._check_readable(before)
         mended = await self._in_thread(lambda: self._mended(request, before))
         if mended is None:
             return RepairDatasetResponse(dataset=before)
@@ -102,7 +104,8 @@ class DatasetContent:
             dataset = await self._transactions.read(
                 lambda connection: datasets.get(connection, DatasetName(name.dataset, int(after[0])))
             )
-        begin = Position(*(int(part) for part in after[1:])) if after else Position()
+        begin = _position(after, dataset) if after else Position()
+        await self._check_readable(dataset)
         size = pages.size(request.page_size)
         return await self._in_thread(lambda: self._page(request, dataset, begin, size))
 
@@ -140,5 +143,22 @@ class DatasetContent:
         await self._transactions.read(lambda connection: blobs.get(connection, self._files, digest, field))
         return await self._in_thread(lambda: dataset_survey.survey(self._files.path(digest), form, shown_rows))
 
+    async def _check_readable(self, dataset: Dataset) -> None:
+        """Raises DataLoss if the bytes of a dataset are gone or cut; uploading them again mends it."""
+        digest = names.blob_in(dataset.blob)
+        await self._transactions.read(lambda connection: blobs.get_readable(connection, self._files, digest))
+
     async def _in_thread(self, work: Callable[[], _Answer]) -> _Answer:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+
+def _position(key: pages.Key, dataset: Dataset) -> Position:
+    """Where the page of a token begins. Raises InvalidArgument for a place that is none of this dataset."""
+    position = Position(*(int(part) for part in key[1:]))
+    if min(position) < 0 or position.offset_bytes > dataset.statistics.size_bytes:
+        raise InvalidArgument.field(
+            "page_token",
+            "leads to no row of this dataset; begin again without a token",
+            reason=errors_pb2.REASON_INVALID_PAGE_TOKEN,
+        )
+    return position

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToDict
 
-from octavo.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from octavo.errors import Aborted, AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from octavo.v1 import errors_pb2
 from octavo.v1.blobs_pb2 import ReadBlobRequest
 from octavo.v1.datasets_pb2 import (
@@ -23,6 +23,7 @@ from octavo.v1.datasets_pb2 import (
     RepairDatasetRequest,
     UpdateDatasetRequest,
 )
+from services.registry import pages
 from tests.services.registry.conftest import Registry, blob_name
 
 TEXT, JSONL, CSV = (
@@ -250,3 +251,25 @@ async def test_repairs_that_make_no_sense_are_refused(registry: Registry) -> Non
         with pytest.raises(InvalidArgument):
             await registry.datasets.RepairDataset(request)
     assert not list((registry.directory / "staging").iterdir())
+
+
+async def test_rows_whose_bytes_are_gone_are_told_as_lost_and_come_back_with_an_upload(registry: Registry) -> None:
+    made = await make(registry, ROWS)
+    (path,) = registry.directory.rglob(made.blob.removeprefix("blobs/sha256:"))
+    path.unlink()
+    with pytest.raises(DataLoss, match="upload it again"):
+        await rows(registry, made.name)
+    with pytest.raises(DataLoss, match="upload it again"):
+        await registry.datasets.RepairDataset(RepairDatasetRequest(name=made.name, drop_empty_rows=True))
+    await registry.put(ROWS)
+    assert len(await rows(registry, made.name)) == 4
+
+
+@pytest.mark.parametrize("place", [(-1, 1, 0), (1 << 70, 1, 0), (0, 1, -5)])
+async def test_a_forged_place_is_refused(registry: Registry, place: tuple[int, ...]) -> None:
+    made = await make(registry, ROWS)
+    request = ReadRowsRequest(name=made.name)
+    request.page_token = pages.token(request, [made.version, *place])
+    with pytest.raises(InvalidArgument) as refusal:
+        await registry.datasets.ReadRows(request)
+    assert refusal.value.reason == errors_pb2.REASON_INVALID_PAGE_TOKEN
