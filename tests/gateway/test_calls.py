@@ -280,7 +280,7 @@ async def test_a_key_is_asked_for_where_keys_are_set(start, tmp_path) -> None:
 
 
 async def test_the_gateways_own_key_is_sent_for_callers_without_one(start, shop) -> None:
-    async with start(api_key="mine") as gateway:
+    async with start(api_key="mine", allow_insecure=True) as gateway:
         await gateway.http.get("/v1/books/a")
         assert shop.metadata["authorization"] == "Bearer mine"
         await gateway.http.get("/v1/books/a", headers={"Authorization": "Bearer theirs"})

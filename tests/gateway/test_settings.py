@@ -26,6 +26,13 @@ def test_other_machines_are_let_in_only_with_keys_or_by_name() -> None:
     assert load(GatewaySettings, "gateway", {"OCTAVO_GATEWAY_HOST": "0.0.0.0", "OCTAVO_ALLOW_INSECURE": "true"})
 
 
+def test_a_key_of_its_own_is_lent_to_nobody_unless_that_is_said() -> None:
+    with pytest.raises(SettingsError, match="lend its key"):
+        load(GatewaySettings, "gateway", {"OCTAVO_API_KEY": "secret"})
+    assert load(GatewaySettings, "gateway", {"OCTAVO_API_KEY": "secret", "OCTAVO_API_KEYS": "/keys"})
+    assert load(GatewaySettings, "gateway", {"OCTAVO_API_KEY": "secret", "OCTAVO_ALLOW_INSECURE": "true"})
+
+
 @pytest.mark.parametrize("field", ["TIMEOUT_S", "MAX_TIMEOUT_S", "IDLE_S", "HEARTBEAT_S", "MAX_BODY_BYTES", "WORKERS"])
 def test_a_limit_of_nothing_is_refused(field) -> None:
     with pytest.raises(SettingsError, match=field.lower()):
