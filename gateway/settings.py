@@ -54,8 +54,8 @@ class GatewaySettings(ProgramSettings):
             raise SettingsError(f"workers is {self.workers}; at least 1 process has to answer")
         if self.api_key and not (self.api_keys or self.allow_insecure):
             raise SettingsError(
-                "with OCTAVO_API_KEY alone the gateway would lend its key to callers that bring none: set OCTAVO_API_KEYS "
-                "to a file of key digests, or OCTAVO_ALLOW_INSECURE=true if that is what it is for"
+                "with OCTAVO_API_KEY alone the gateway would lend its key to callers that bring none: set "
+                "OCTAVO_API_KEYS to a file of key digests, or OCTAVO_ALLOW_INSECURE=true if that is what it is for"
             )
 
     @property
