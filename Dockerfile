@@ -10,6 +10,7 @@ COPY services services
 COPY gateway gateway
 
 # Nobody's user, nothing writable but the data directory and /tmp.
+RUN mkdir /data && chown 10001:10001 /data
 USER 10001:10001
 ENV OCTAVO_DATA_DIR=/data PYTHONDONTWRITEBYTECODE=1
 VOLUME /data
