@@ -21,7 +21,7 @@ from octavo.serving import (
     load,
     serve,
 )
-from octavo.serving.settings import load_shared
+from octavo.serving.settings import load_port, load_shared
 
 # The order in which they start, and against which they stop: who is needed by others comes first.
 NAMES = ("registry", "inference", "inspector", "trainer")
@@ -52,7 +52,7 @@ def main(names: list[str]) -> None:
     chosen = [name for name in NAMES if not names or name in names]
     try:
         configure_logging(load_shared("log_format", "text"))
-        metrics_port = int(load_shared("metrics_port", str(METRICS_PORTS[chosen[0]])))
+        metrics_port = load_port("metrics_port", METRICS_PORTS[chosen[0]])
         process = ProcessMetrics()
         uvloop.run(serve([assemble(name, process) for name in chosen], process, metrics_port))
     except SettingsError as error:

@@ -5,6 +5,8 @@ import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -55,11 +57,20 @@ async def serve(services: Sequence[Service], process: ProcessMetrics, metrics_po
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         if metrics_port:
-            server, thread = start_http_server(metrics_port, services[0].settings.host, process.collector)
+            server, thread = _metrics_server(services[0].settings.host, metrics_port, process)
             stack.callback(thread.join)
             stack.callback(server.shutdown)
         await stack.enter_async_context(running(*services))
         await stop.wait()
+
+
+def _metrics_server(host: str, port: int, process: ProcessMetrics) -> tuple[WSGIServer, Thread]:
+    try:
+        return start_http_server(port, host, process.collector)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot serve metrics on {host}:{port}: {error.strerror}; OCTAVO_METRICS_PORT chooses another port, 0 none"
+        ) from None
 
 
 @asynccontextmanager

@@ -86,6 +86,14 @@ def load_shared(name: str, default: str, environment: Mapping[str, str] | None =
     return (os.environ if environment is None else environment).get(f"OCTAVO_{name}".upper(), default)
 
 
+def load_port(name: str, default: int, environment: Mapping[str, str] | None = None) -> int:
+    """A port that belongs to no program, such as OCTAVO_METRICS_PORT. Raises SettingsError."""
+    text = load_shared(name, str(default), environment)
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise SettingsError(f"OCTAVO_{name.upper()}={text!r} is not a port: 0 to 65535")
+    return int(text)
+
+
 def child_environment(changes: Mapping[str, str], environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a program that this one starts: its own, with changes."""
     return {**(os.environ if environment is None else environment), **changes}

@@ -71,11 +71,6 @@ class Corpus:
     tokenizer: Tokenizer
     facts: CorpusFacts
 
-    @property
-    def validation_bytes_per_token(self) -> float:
-        """UTF-8 bytes of the validation text per token: what turns nats per token into bits per byte."""
-        return self.facts.validation_bytes / self.facts.validation_tokens
-
 
 class CorpusCache:
     """The corpora of a trainer. Several workers may make the same one at once: the first to finish is kept."""

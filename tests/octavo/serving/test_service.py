@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from octavo.addresses import Addresses
 from octavo.client import AsyncClient
 from octavo.errors import Internal, NotFound, Unauthenticated, Unavailable, Unimplemented
-from octavo.serving import ProcessMetrics, ProgramSettings, Service, SettingsError, Telemetry, running
+from octavo.serving import ProcessMetrics, ProgramSettings, Service, SettingsError, Telemetry, running, serve
 from octavo.serving.auth import key_digest
 from octavo.v1 import blobs_pb2, blobs_pb2_grpc, errors_pb2, registry_pb2, registry_pb2_grpc
 
@@ -192,3 +193,10 @@ async def test_two_servers_on_one_port_are_a_mistake_that_is_told(program):
         with pytest.raises(SettingsError, match="OCTAVO_REGISTRY_PORT"):
             async with running(second.service()):
                 pass
+
+
+async def test_a_metrics_port_that_is_taken_is_told_with_the_way_out(program):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"127.0.0.1:{port}.*OCTAVO_METRICS_PORT"):
+            await serve([program.service()], program.process, port)

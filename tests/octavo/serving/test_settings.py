@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.serving.settings import ProgramSettings, SettingsError, load
+from octavo.serving.settings import ProgramSettings, SettingsError, load, load_port
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +56,14 @@ def test_what_cannot_work_is_refused(field, value):
 
 def test_a_key_is_not_in_what_is_printed_of_settings() -> None:
     assert "secret" not in repr(load(PressSettings, "press", {"OCTAVO_API_KEY": "secret"}))
+
+
+@pytest.mark.parametrize("text", ["many", "-1", "65536", "²", ""])
+def test_a_shared_port_that_is_none_is_refused_by_its_name(text):
+    with pytest.raises(SettingsError, match=r"OCTAVO_METRICS_PORT=.* is not a port"):
+        load_port("metrics_port", 9051, {"OCTAVO_METRICS_PORT": text})
+
+
+def test_a_shared_port_has_a_default():
+    assert load_port("metrics_port", 9051, {}) == 9051
+    assert load_port("metrics_port", 9051, {"OCTAVO_METRICS_PORT": "0"}) == 0
