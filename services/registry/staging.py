@@ -28,6 +28,10 @@ from services.registry.blob_files import (
 _SYNC_BYTES = 64 << 20
 
 
+RELEASE_WITHIN_S = 1.0
+"""How long the stream that held an upload may take to let go of it, in seconds."""
+
+
 class Announcement(NamedTuple):
     """What an upload says it will be."""
 
@@ -117,13 +121,16 @@ class StagedUpload:
             )
 
     def _take_up(self, offset: int) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        # A stream that is taken over lets go at its next message; a busy machine may need a moment for that.
+        deadline_s = time.monotonic() + RELEASE_WITHIN_S
+        while not (is_held := _locked(self._descriptor)) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        # What was opened may have become a blob while this stream waited: it must not be written to any more.
+        if not is_held or not _is_at(self._descriptor, self._path):
             raise Aborted(
                 errors_pb2.REASON_OFFSET_MISMATCH,
                 f"another stream is writing uploads/{self._announced.upload}; ask QueryWrite, then go on",
-            ) from None
+            )
         stored = os.fstat(self._descriptor).st_size
         if offset > stored:
             raise _wrong_offset(self._announced.upload, offset, stored)
@@ -218,3 +225,18 @@ def _wrong_offset(upload: str, offset: int, stored: int) -> OutOfRange:
         violations={"header.offset": f"{offset} is beyond the {stored} bytes that are there"},
         committed_size_bytes=stored,
     )
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
