@@ -28,7 +28,7 @@ from services.registry.blob_files import (
 _SYNC_BYTES = 64 << 20
 
 
-RELEASE_WITHIN_S = 0.1
+RELEASE_WITHIN_S = 0.02
 """How long the stream that held an upload may take to let go of it, in seconds."""
 
 
