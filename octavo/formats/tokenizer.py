@@ -129,6 +129,14 @@ class Tokenizer:
     def is_character_level(self) -> bool:
         return self._codes is not None
 
+    @property
+    def pieces(self) -> Mapping[int, bytes] | None:
+        """What each id that stands for text adds to it, in UTF-8; None where that depends on its neighbours."""
+        if self._pieces is None:
+            return None
+        special = set(self._added.values())
+        return {code: piece for code, piece in self._pieces.items() if code not in special}
+
     def save(self, directory: Path, *, context_length: int) -> None:
         """Write tokenizer.json and tokenizer_config.json as transformers reads them."""
         config: dict[str, Any] = {

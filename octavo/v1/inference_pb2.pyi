@@ -76,6 +76,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """`max_tokens` were generated."""
     FINISH_REASON_CONTEXT_FULL: _FinishReason.ValueType  # 5
     """The context is full."""
+    FINISH_REASON_FORM_COMPLETE: _FinishReason.ValueType  # 6
+    """The text has the form of `structured_output`, and nothing could follow."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why a completion ended."""
@@ -92,6 +94,8 @@ FINISH_REASON_MAX_TOKENS: FinishReason.ValueType  # 4
 """`max_tokens` were generated."""
 FINISH_REASON_CONTEXT_FULL: FinishReason.ValueType  # 5
 """The context is full."""
+FINISH_REASON_FORM_COMPLETE: FinishReason.ValueType  # 6
+"""The text has the form of `structured_output`, and nothing could follow."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _Pooling:
@@ -297,17 +301,25 @@ class GenerationParameters(_message.Message):
     max_tokens: _builtins.int
     """Most tokens to generate. At least 1; default: what the context has left after the prompt."""
     min_tokens: _builtins.int
-    """Fewest tokens to generate before any stop is honoured; default 0."""
+    """Fewest tokens to generate before the text may end: no end token, stop token or stop text counts before.
+    At most `max_tokens`; not with `structured_output`, whose form says where a text may end. Default 0.
+    """
     ignore_eos: _builtins.bool
     """Goes on past the model's end-of-text token; default false."""
     n: _builtins.int
     """Completions to return; each has its own random stream. 1 (the default) to 16."""
     best_of: _builtins.int
-    """Completions to generate, of which the `n` most probable are returned. At least `n`; default `n`."""
+    """Completions to generate, of which the `n` with the highest mean log-probability per token are returned, best
+    first; all of them count as usage. `n` to 16; default `n`. More than `n` not in streams.
+    """
     logprobs: _builtins.int
-    """Log-probabilities wanted per generated token: its own and the k best. 0 to 20; absent: none."""
+    """Log-probabilities wanted per generated token: its own and the k best. 0 to 20; absent: none. They are the
+    model's own, before temperature, penalties, biases, exclusions and forms.
+    """
     prompt_logprobs: _builtins.int
-    """The same for the tokens of the prompt. 0 to 20; absent: none."""
+    """The same for the tokens of the prompt, once however many completions there are; the first token has nothing
+    before it and so none. In a stream they come before all else. 0 to 20; absent: none.
+    """
     echo: _builtins.bool
     """Puts the prompt in front of the text; default false."""
     @_builtins.property
@@ -425,7 +437,10 @@ Global___GenerationParameters: _TypeAlias = GenerationParameters  # noqa: Y015
 
 @_typing.final
 class StructuredOutput(_message.Message):
-    """A form that the generated text must have."""
+    """A form that the generated text has when it ends by itself: with FORM_COMPLETE, or with END_OF_TEXT or a stop
+    token, which come only where the form may end. A text that a limit or a stop text cuts short may lack its end. A
+    form that the model's vocabulary cannot write, or that contradicts other fields, is refused. At most 128 KiB.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -434,11 +449,16 @@ class StructuredOutput(_message.Message):
     GRAMMAR_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """A JSON Schema, as JSON text; the completion is a JSON value that satisfies it."""
+    """A JSON Schema, as JSON text; the completion is a JSON value that satisfies it, with properties in the
+    schema's order and at most one space after `,` and `:`. A keyword that cannot be honoured is refused. For
+    free white space, the schema says `"x-guidance": {"whitespace_flexible": true}`.
+    """
     regex: _builtins.str
-    """A regular expression that the whole completion matches."""
+    """A regular expression that the whole completion matches, in the syntax of Rust's `regex`: no look-around, no
+    back-references.
+    """
     grammar: _builtins.str
-    """A context-free grammar in GBNF."""
+    """A context-free grammar in GBNF, the form that llama.cpp reads; it begins at the rule `root`."""
     @_builtins.property
     def choices(self) -> Global___Choices:
         """One of these texts."""
@@ -470,7 +490,7 @@ class Choices(_message.Message):
     TEXTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """At least one, none empty."""
+        """1 to 1024, none empty."""
 
     def __init__(
         self,
@@ -617,7 +637,7 @@ class Usage(_message.Message):
     cached_tokens: _builtins.int
     """Tokens of the prompt whose keys and values were still in the cache."""
     completion_tokens: _builtins.int
-    """Tokens generated, over all completions."""
+    """Tokens generated, over all completions, those not returned too."""
     def __init__(
         self,
         *,
@@ -825,12 +845,13 @@ Global___StreamGenerateRequest: _TypeAlias = StreamGenerateRequest  # noqa: Y015
 
 @_typing.final
 class StreamGenerateResponse(_message.Message):
-    """One event of a continuation: chunks, then `done`."""
+    """One event of a continuation: the prompt's log-probabilities if asked for, chunks, then `done`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHUNK_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chunk(self) -> Global___TextChunk:
         """More text."""
@@ -839,21 +860,52 @@ class StreamGenerateResponse(_message.Message):
     def done(self) -> Global___GenerationDone:
         """The end; nothing follows."""
 
+    @_builtins.property
+    def prompt(self) -> Global___PromptLogprobs:
+        """The prompt's tokens with their log-probabilities, when asked for: before any chunk, in several events where
+        the prompt is long.
+        """
+
     def __init__(
         self,
         *,
         chunk: Global___TextChunk | None = ...,
         done: Global___GenerationDone | None = ...,
+        prompt: Global___PromptLogprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "event", b"event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "event", b"event", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "event", b"event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "event", b"event", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["chunk", "done"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["chunk", "done", "prompt"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___StreamGenerateResponse: _TypeAlias = StreamGenerateResponse  # noqa: Y015
+
+@_typing.final
+class PromptLogprobs(_message.Message):
+    """The next tokens of a prompt, with their log-probabilities."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """In order, from the first token of the prompt on."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptLogprobs: _TypeAlias = PromptLogprobs  # noqa: Y015
 
 @_typing.final
 class TextChunk(_message.Message):

@@ -22,7 +22,6 @@ from octavo.errors import Cancelled, DataLoss, DeadlineExceeded, Internal, Octav
 from octavo.v1.errors_pb2 import Reason
 from services.inference.meter import Meter
 from services.inference.outbox import Courier
-from services.inference.penalties import Penalties
 from services.inference.sampler import Sampler
 from services.inference.scheduler import Move, PromptChunk, Scheduler
 from services.inference.scoring import log_softmax, token_score
@@ -143,9 +142,8 @@ class Engine:
     def _begin(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
         if move := self.scheduler.promote(sequence):
             self._session.cache.move(move.source, move.target, len(sequence.prompt))
-        bending = sequence.sampling.bending
-        penalties = None if bending.changes_nothing else Penalties(bending, sequence.prompt, logits.shape[1])
-        self._sampler.place(sequence.row, sequence.sampling, sequence.token_limit, penalties)
+        benders = sequence.benders(logits.shape[1])
+        self._sampler.place(sequence.row, sequence.sampling, sequence.token_limit, benders)
         token_id = int(self._sampler.sample(logits, sequence.row)[0])
         sequence.first_token_s = perf_counter()
         self._session.place(sequence.row, token_id, len(sequence.prompt))
@@ -185,8 +183,8 @@ class Engine:
         return np.concatenate(rows)
 
     def _append(self, sequence: Sequence, token_id: int, logits: NDArray[np.float32]) -> None:
-        if token_id < 0:
-            self._end(sequence, DataLoss(Reason.REASON_INTERNAL, _NOT_A_NUMBER))
+        if token_id < 0 or sequence.failure:
+            self._end(sequence, sequence.failure or DataLoss(Reason.REASON_INTERNAL, _NOT_A_NUMBER))
             return
         self.meter.completion_tokens += 1
         if sequence.logprobs is not None:

@@ -13,6 +13,7 @@ from octavo.v1.deployments_pb2 import Precision
 from octavo.v1.errors_pb2 import Reason
 from services.inference import parameters
 from services.inference.engine import Engine
+from services.inference.forms import Forms
 from services.inference.kv_cache import KvCache
 from services.inference.outbox import Courier
 from services.inference.rehearsal import Rehearsal
@@ -44,6 +45,7 @@ class Loader:
         session = self._session(graph, cache, architecture)
         rehearsal = Rehearsal(session, chunk_tokens=self._settings.chunk_tokens)
         verdict = rehearsal.verify(directory, precision_word(key.precision))
+        ends = end_ids(directory, bundle.tokenizer)
         loaded = LoadedModel(
             directory=directory,
             architecture=architecture,
@@ -56,7 +58,8 @@ class Loader:
                 chunk_tokens=self._settings.chunk_tokens,
                 threads=self._threads(architecture),
             ),
-            end_ids=end_ids(directory, bundle.tokenizer),
+            forms=Forms(bundle.tokenizer, architecture.vocab_size, ends),
+            end_ids=ends,
             sampling_defaults=_sampling_defaults(directory / GENERATION_CONFIG_FILE),
             capacity=capacity,
             cache_size_bytes=cache.size_bytes,

@@ -183,7 +183,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         async for event in self._inference.StreamGenerate(asked, context):
             if event.HasField("chunk"):
                 yield StreamResponse(infer_response=tensors.answer(request, "", [event.chunk.text]))
-            elif wants_final:
+            elif event.HasField("done") and wants_final:
                 final = InferResponse(model_name=request.model_name, id=request.id)
                 final.parameters["triton_final_response"].bool_param = True
                 yield StreamResponse(infer_response=final)

@@ -8,8 +8,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from octavo.errors import InvalidArgument, Unimplemented
-from octavo.v1.errors_pb2 import Reason
+from octavo.errors import InvalidArgument
 from octavo.v1.inference_pb2 import GenerateRequest, GenerationParameters, StreamGenerateRequest
 from services.inference.penalties import Bending
 from services.inference.sampler import Sampling
@@ -29,38 +28,35 @@ _RANGES: Mapping[str, tuple[float, float, str]] = {
     "presence_penalty": (-2, 2, "-2 to 2; 0 is none"),
     "frequency_penalty": (-2, 2, "-2 to 2; 0 is none"),
     "n": (1, 16, "1 to 16"),
+    "best_of": (1, 16, "1 to 16"),
     "logprobs": (0, 20, "0 to 20; left out, there are none"),
     "prompt_logprobs": (0, 20, "0 to 20; left out, there are none"),
     "max_tokens": (1, 2**31 - 1, "1 or more; left out, it is what the context has room for"),
-}
-
-# Fields of the contract that this server cannot honour yet, with the values that ask for nothing.
-_UNBUILT: Mapping[str, tuple[object, ...]] = {
-    "min_tokens": (0,),
-    "best_of": (1,),
-    "structured_output": (),
+    "min_tokens": (0, 2**31 - 1, "0 (none) or more"),
 }
 
 
 def check(request: GenerateRequest | StreamGenerateRequest) -> None:
-    """Raises InvalidArgument with every wrong field, Unimplemented with what this server cannot do yet."""
-    wrong = _wrong_ranges(request.parameters) | _wrong_stops(request.parameters) | _wrong_bias(request.parameters)
+    """Raises InvalidArgument with every wrong field."""
+    parameters = request.parameters
+    wrong = _contradictions(parameters, is_streaming=isinstance(request, StreamGenerateRequest))
+    wrong |= _wrong_ranges(parameters) | _wrong_stops(parameters) | _wrong_bias(parameters)
     if request.HasField("priority") and not -100 <= request.priority <= 100:
         wrong["priority"] = f"{request.priority} is not between -100 and 100; 0 is usual"
     if wrong:
         raise InvalidArgument.fields(wrong)
-    _refuse_unbuilt(request)
 
 
 def samplings(parameters: GenerationParameters, defaults: Mapping[str, float]) -> list[Sampling]:
-    """How the tokens of each of the `n` completions are chosen; with a seed of the server's own where there is none.
+    """How the tokens of each completion are chosen; with a seed of the server's own where there is none.
 
-    `defaults` are the model's own, for what the request leaves out.
+    There are `best_of` of them where the request says so, else `n`. `defaults` are the model's own, for what the
+    request leaves out.
     """
     given = _given(parameters, {name: name for name in ("temperature", "top_k", "top_p", "min_p", "seed")})
     bending = Bending(bias=dict(parameters.logit_bias), **_given(parameters, _PENALTIES))
     settings: dict[str, Any] = {"seed": secrets.randbits(64), "bending": bending} | dict(defaults) | given
-    return [Sampling(**settings, stream=stream) for stream in range(parameters.n or 1)]
+    return [Sampling(**settings, stream=stream) for stream in range(parameters.best_of or parameters.n or 1)]
 
 
 _PENALTIES: Mapping[str, str] = {
@@ -123,19 +119,19 @@ def _wrong_stops(parameters: GenerationParameters) -> dict[str, str]:
     return wrong
 
 
-def _refuse_unbuilt(request: GenerateRequest | StreamGenerateRequest) -> None:
-    parameters = request.parameters
-    asked = [
-        name
-        for name, neutral in _UNBUILT.items()
-        if parameters.HasField(name) and getattr(parameters, name) not in neutral  # type: ignore[arg-type]
-    ]
-    if parameters.HasField("prompt_logprobs") and isinstance(request, StreamGenerateRequest):
-        asked.append("prompt_logprobs")
-    if asked:
-        fields = ", ".join(f"parameters.{name}" for name in asked)
-        raise Unimplemented(
-            Reason.REASON_NOT_IMPLEMENTED,
-            f"this server cannot honour {fields} in {type(request).__name__} yet; leave it out",
-            fields=fields,
-        )
+def _contradictions(parameters: GenerationParameters, *, is_streaming: bool) -> dict[str, str]:
+    """Fields that are possible, but not together."""
+    wrong = {}
+    n = parameters.n or 1
+    if parameters.HasField("best_of") and parameters.best_of < n:
+        wrong["parameters.best_of"] = f"{parameters.best_of} are fewer than the {n} that n wants; send {n} or more"
+    elif is_streaming and parameters.best_of > n:
+        wrong["parameters.best_of"] = "which is best shows at the end: leave it out of a stream, or call Generate"
+    if 0 < parameters.max_tokens < parameters.min_tokens:
+        wrong["parameters.min_tokens"] = f"{parameters.min_tokens} is above max_tokens, {parameters.max_tokens}"
+    if parameters.HasField("structured_output"):
+        if not parameters.structured_output.WhichOneof("form"):
+            wrong["parameters.structured_output"] = "no form; send one of json_schema, regex, grammar and choices"
+        if parameters.min_tokens:
+            wrong["parameters.min_tokens"] = "structured_output says where a text may end; say the length in the form"
+    return wrong

@@ -1,13 +1,25 @@
-"""What a sequence's own past does to its next token: repetition, presence, frequency; and what its caller biases.
+"""What a sequence's own past does to its next token: repetition, presence, frequency, a least length; and what its
+caller biases.
 
 Knows logits of one row; nothing of other rows, so that a row's company never matters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Bender(Protocol):
+    """Whatever changes one row's logits before its token is chosen."""
+
+    def bend(self, logits: NDArray[np.float32]) -> None:
+        """Changes the logits [vocab] of the next token, in place."""
+
+    def note(self, token_id: int) -> None:
+        """Is told the token that was chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,3 +67,20 @@ class Penalties:
         """Counts a token that was generated."""
         self._counts[token_id] += 1
         self._is_seen[token_id] = True
+
+
+class LeastLength:
+    """Excludes the tokens that would end a row before it has `count` tokens."""
+
+    def __init__(self, count: int, endings: Collection[int]) -> None:
+        self._missing = count
+        self._endings = np.array(sorted(endings), np.int64)
+
+    def bend(self, logits: NDArray[np.float32]) -> None:
+        """Excludes them, in place, while tokens are missing."""
+        if self._missing > 0:
+            logits[self._endings] = -np.inf
+
+    def note(self, token_id: int) -> None:
+        """Counts a token that was generated."""
+        self._missing -= 1

@@ -1,5 +1,7 @@
 """The replies of octavo.v1.Inference, built from what the domain knows."""
 
+from collections.abc import Iterator
+
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -9,6 +11,9 @@ from services.inference.outbox import Delivery, Ending
 from services.inference.scoring import TokenScore
 from services.inference.sequence import Sequence
 from services.inference.served_model import ServedModel
+
+PROMPT_TOKENS = 1024
+"""Scores of a prompt in one message of a stream: 1 MB with 20 best tokens each."""
 
 
 def response(
@@ -34,6 +39,13 @@ def response(
         timings=_timings(endings),
         seed=sequences[0].sampling.seed,
     )
+
+
+def prompt(entries: list[inference_pb2.TokenLogprob]) -> Iterator[inference_pb2.StreamGenerateResponse]:
+    """A prompt's scores, in messages of a size that every reader takes."""
+    for start in range(0, len(entries), PROMPT_TOKENS):
+        part = entries[start : start + PROMPT_TOKENS]
+        yield inference_pb2.StreamGenerateResponse(prompt=inference_pb2.PromptLogprobs(tokens=part))
 
 
 def chunk(index: int, delivery: Delivery, tokenizer: Tokenizer) -> inference_pb2.StreamGenerateResponse:

@@ -5,12 +5,13 @@ stream is counter-based: the number for a sequence's k-th token is a pure functi
 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inference.penalties import Bending, Penalties
+from services.inference.penalties import Bender, Bending
 
 NUCLEUS = 256
 """Candidates that top-p sorts first; it sorts the whole vocabulary only where these do not reach the mass."""
@@ -70,13 +71,13 @@ class Sampler:
         self._settings = [Sampling(temperature=0)] * slots
         self._draws = np.zeros((slots, capacity), np.float64)
         self._drawn = np.zeros(slots, np.int64)
-        self._penalties: list[Penalties | None] = [None] * slots
+        self._benders: list[Sequence[Bender]] = [()] * slots
         self._plans: dict[tuple[int, int], Plan | None] = {}
 
-    def place(self, row: int, sampling: Sampling, count: int, penalties: Penalties | None = None) -> None:
-        """Makes `row` sample like this, for at most `count` tokens."""
+    def place(self, row: int, sampling: Sampling, count: int, benders: Sequence[Bender] = ()) -> None:
+        """Makes `row` sample like this, for at most `count` tokens, its logits bent by `benders` one after another."""
         self._settings[row] = sampling
-        self._penalties[row] = penalties
+        self._benders[row] = benders
         self._plans.clear()
         if not sampling.is_greedy:
             self._draws[row, :count] = sampling.draws(count)
@@ -85,26 +86,26 @@ class Sampler:
     def move(self, source: int, target: int) -> None:
         """Makes row `target` what row `source` is."""
         self._settings[target] = self._settings[source]
-        self._penalties[target] = self._penalties[source]
+        self._benders[target] = self._benders[source]
         self._draws[target] = self._draws[source]
         self._drawn[target] = self._drawn[source]
         self._plans.clear()
 
     def sample(self, logits: Floats, first_row: int = 0) -> Rows:
         """The next token [n] of the rows from `first_row`, given their logits [n, vocab]; -1 where these are NaN."""
-        penalties = self._penalties[first_row : first_row + len(logits)]
-        if any(penalties):
+        benders = self._benders[first_row : first_row + len(logits)]
+        if any(benders):
             logits = logits.copy()
-            for row, penalty in enumerate(penalties):
-                if penalty:
-                    penalty.bend(logits[row])
+            for row, bending in enumerate(benders):
+                for bender in bending:
+                    bender.bend(logits[row])
         best = logits.max(axis=1, keepdims=True)
         tokens = self._chosen(logits, best, first_row)
         if np.isnan(best.sum()):
             tokens = np.where(np.isnan(best[:, 0]), -1, tokens)
-        for row, penalty in enumerate(penalties):
-            if penalty and tokens[row] >= 0:
-                penalty.note(int(tokens[row]))
+        for row, bending in enumerate(benders):
+            for bender in bending if tokens[row] >= 0 else ():
+                bender.note(int(tokens[row]))
         return tokens
 
     def _chosen(self, logits: Floats, best: Floats, first_row: int) -> Rows:

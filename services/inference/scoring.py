@@ -1,5 +1,6 @@
 """Log-probabilities and vectors of given texts. Knows logits and hidden states; nothing of requests or gRPC."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,3 +74,9 @@ def token_score(row: NDArray[np.float64], token_id: int, top: int) -> TokenScore
         order = candidates[np.argsort(-row[candidates], kind="stable")]
         best = tuple((int(candidate), float(row[candidate])) for candidate in order)
     return TokenScore(token_id=token_id, log_probability=float(row[token_id]), best=best)
+
+
+def mean_log_probability(scores: list[TokenScore]) -> float:
+    """Of the tokens that have one, which tells completions of different lengths apart; 0 where none has."""
+    known = [entry.log_probability for entry in scores if entry.log_probability is not None]
+    return math.fsum(known) / len(known) if known else 0.0

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from octavo.errors import OctavoError
 from octavo.v1.inference_pb2 import FinishReason
+from services.inference.constraint import Constraint
 from services.inference.outbox import Delivery, Ending, Outbox
+from services.inference.penalties import Bender, LeastLength, Penalties
 from services.inference.sampler import Sampling
 from services.inference.scoring import TokenScore
 from services.inference.transcript import Transcript
@@ -20,8 +22,9 @@ class Sequence:
     """A prompt and its continuation.
 
     `prompt` int64 [n], n at least 1; `token_limit` tokens are generated at most, and `limit_reason` says which limit
-    that is; a token of `endings` ends it and says why. `deadline_s` is a time of `perf_counter`. With `logprobs`, each
-    token is scored, with so many of the best at its place.
+    that is; a token of `endings` ends it and says why; `least` tokens come before any end; `constraint` holds it to a
+    form. `deadline_s` is a time of `perf_counter`. With `logprobs`, each token is scored, with so many of the best at
+    its place.
     """
 
     def __init__(
@@ -34,6 +37,8 @@ class Sequence:
         endings: Mapping[int, FinishReason.ValueType],
         transcript: Transcript,
         outbox: Outbox,
+        least: int = 0,
+        constraint: Constraint | None = None,
         priority: int = 0,
         deadline_s: float | None = None,
         logprobs: int | None = None,
@@ -56,6 +61,8 @@ class Sequence:
         self.start_s = self.first_token_s = self.arrival_s
         self._endings = endings
         self._limit_reason = limit_reason
+        self._least = least
+        self._constraint = constraint
         self._sent = 0
 
     @property
@@ -63,13 +70,31 @@ class Sequence:
         """Tokens of prompt and continuation."""
         return len(self.prompt) + len(self.token_ids)
 
+    @property
+    def failure(self) -> OctavoError | None:
+        """Why it cannot go on, if it cannot."""
+        return self._constraint.failure if self._constraint else None
+
+    def benders(self, vocab_size: int) -> list[Bender]:
+        """What changes the logits [vocab] of its tokens, in this order: what excludes tokens has the last word."""
+        benders: list[Bender] = []
+        if not self.sampling.bending.changes_nothing:
+            benders.append(Penalties(self.sampling.bending, self.prompt, vocab_size))
+        if self._least:
+            benders.append(LeastLength(self._least, self._endings))
+        if self._constraint:
+            benders.append(self._constraint)
+        return benders
+
     def append(self, token_id: int) -> bool:
         """Adds a generated token; True when it is the last."""
         self.token_ids.append(token_id)
         if token_id in self._endings:
             self.finish_reason = self._endings[token_id]
-        elif self.transcript.append(token_id):
+        elif self.transcript.append(token_id, may_stop=len(self.token_ids) >= self._least):
             self.finish_reason = FinishReason.FINISH_REASON_STOP_TEXT
+        elif self._constraint and self._constraint.is_complete:
+            self.finish_reason = FinishReason.FINISH_REASON_FORM_COMPLETE
         elif len(self.token_ids) >= self.token_limit:
             self.finish_reason = self._limit_reason
         return self.finish_reason != UNFINISHED

@@ -27,6 +27,7 @@ from octavo.v1.inference_pb2 import (
     StreamGenerateRequest,
 )
 from services.inference.engine import Engine
+from services.inference.forms import Form, Forms
 from services.inference.outbox import Outbox
 from services.inference.sampler import Sampling
 from services.inference.score_session import ScoreSession
@@ -73,6 +74,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     engine: Engine
     score_session: ScoreSession
+    forms: Forms
     end_ids: frozenset[int]
     sampling_defaults: Mapping[str, float]
     capacity: int
@@ -127,6 +129,18 @@ class LoadedModel:
                 f"{token_ids[wrong[0]]} is not a token; ids go from 0 to {self.architecture.vocab_size - 1}",
             )
 
+    def check(self, prompt: NDArray[np.int64], parameters: GenerationParameters) -> None:
+        """Raises InvalidArgument for tokens outside the vocabulary, and for more tokens than there is room for."""
+        self.check_ids(np.array(parameters.stop_token_ids, np.int64), "parameters.stop_token_ids")
+        self.check_ids(np.array(list(parameters.logit_bias), np.int64), "parameters.logit_bias")
+        room = self.capacity - len(prompt)
+        if parameters.min_tokens > room:
+            raise InvalidArgument.field(
+                "parameters.min_tokens",
+                f"{parameters.min_tokens} do not fit: after the prompt's {len(prompt)} tokens the context of "
+                f"{self.capacity} has room for {room}",
+            )
+
     def sequence(
         self,
         prompt: NDArray[np.int64],
@@ -134,12 +148,11 @@ class LoadedModel:
         sampling: Sampling,
         outbox: Outbox,
         *,
+        form: Form | None = None,
         priority: int,
         deadline_s: float | None,
     ) -> Sequence:
-        """A sequence for the engine. Raises InvalidArgument for tokens outside the vocabulary."""
-        self.check_ids(np.array(parameters.stop_token_ids, np.int64), "parameters.stop_token_ids")
-        self.check_ids(np.array(list(parameters.logit_bias), np.int64), "parameters.logit_bias")
+        """A sequence for the engine, valid by `check`."""
         room = self.capacity - len(prompt)
         limit = parameters.max_tokens if parameters.HasField("max_tokens") else room + 1
         full, most = FinishReason.FINISH_REASON_CONTEXT_FULL, FinishReason.FINISH_REASON_MAX_TOKENS
@@ -153,9 +166,12 @@ class LoadedModel:
             endings=endings,
             transcript=Transcript(self.tokenizer.stream(), parameters.stop),
             outbox=outbox,
+            least=parameters.min_tokens,
+            constraint=form.constraint(endings) if form else None,
             priority=priority,
             deadline_s=deadline_s,
-            logprobs=parameters.logprobs if parameters.HasField("logprobs") else None,
+            # Which of several completions is best is a matter of their log-probabilities.
+            logprobs=parameters.logprobs if parameters.HasField("logprobs") or parameters.best_of > 1 else None,
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from octavo.errors import InvalidArgument, NotFound
 from octavo.v1 import inference_pb2, inference_pb2_grpc
 from octavo.v1.errors_pb2 import Reason
-from services.inference import metrics, parameters, replies, text_answers
+from services.inference import metrics, parameters, replies, scoring, text_answers
 from services.inference.outbox import Delivery, Ending, Outbox, merged
 from services.inference.roster import Roster
 from services.inference.sequence import Sequence
@@ -46,13 +46,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         with served.lease() as loaded:
             async with _running(loaded, request, context, is_streaming=False) as sequences:
                 found = {index: delivery async for index, delivery in merged([s.outbox for s in sequences])}
-            deliveries = [found[index] for index in range(len(sequences))]
+            deliveries = _chosen([found[index] for index in range(len(sequences))], request.parameters)
             metrics.describe(served.key.version, request.model, sequences)
             reply = replies.response(
                 sequences, deliveries, served.key.version, loaded.tokenizer, _echoed(loaded, request)
             )
             if request.parameters.HasField("prompt_logprobs"):
-                reply.prompt_logprobs.extend(await text_answers.prompt_logprobs(loaded, sequences[0].prompt, request))
+                entries = await text_answers.prompt_logprobs(loaded, sequences[0].prompt, request.parameters)
+                reply.prompt_logprobs.extend(entries)
         return reply
 
     async def StreamGenerate(
@@ -62,6 +63,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         served = await self._find(request.model)
         with served.lease() as loaded:
             async with _running(loaded, request, context, is_streaming=True) as sequences:
+                if request.parameters.HasField("prompt_logprobs"):
+                    entries = await text_answers.prompt_logprobs(loaded, sequences[0].prompt, request.parameters)
+                    for event in replies.prompt(entries):
+                        yield event
                 if echoed := _echoed(loaded, request):
                     for index in range(len(sequences)):
                         yield replies.chunk(index, Delivery(echoed), loaded.tokenizer)
@@ -147,18 +152,25 @@ async def _running(
     loaded: LoadedModel, request: Request, context: Context, *, is_streaming: bool
 ) -> AsyncIterator[list[Sequence]]:
     """The request's sequences in the engine; whoever leaves before their end takes them out of it."""
+    parameters_given = request.parameters
     prompt = await _beside(len(request.prompt), loaded.prompt, request)
+    loaded.check(prompt, parameters_given)
+    form = None
+    if parameters_given.HasField("structured_output"):
+        form = await loaded.forms.find(parameters_given.structured_output)
+        form.check(parameters_given)
     remaining_s = context.time_remaining()
     sequences = [
         loaded.sequence(
             prompt,
-            request.parameters,
+            parameters_given,
             sampling,
             Outbox(is_streaming=is_streaming),
+            form=form,
             priority=request.priority,
             deadline_s=None if remaining_s is None else perf_counter() + remaining_s,
         )
-        for sampling in parameters.samplings(request.parameters, loaded.sampling_defaults)
+        for sampling in parameters.samplings(parameters_given, loaded.sampling_defaults)
     ]
 
     def leave(_: object = None) -> None:
@@ -174,6 +186,17 @@ async def _running(
         yield sequences
     finally:
         leave()
+
+
+def _chosen(deliveries: list[Delivery], wanted: inference_pb2.GenerationParameters) -> list[Delivery]:
+    """All of them, or the `n` whose tokens are the most probable on average, best first."""
+    if wanted.best_of <= (wanted.n or 1):
+        return deliveries
+    deliveries = sorted(deliveries, key=lambda delivery: -scoring.mean_log_probability(delivery.scores))
+    if not wanted.HasField("logprobs"):
+        for delivery in deliveries:
+            delivery.scores = []
+    return deliveries[: wanted.n or 1]
 
 
 def _echoed(loaded: LoadedModel, request: Request) -> str:

@@ -12,7 +12,7 @@ from octavo.v1.inference_pb2 import (
     Embedding,
     EmbedRequest,
     EmbedResponse,
-    GenerateRequest,
+    GenerationParameters,
     Pooling,
     ScoreRequest,
     ScoreResponse,
@@ -45,10 +45,10 @@ async def score(loaded: LoadedModel, request: ScoreRequest, version: str) -> Sco
 
 
 async def prompt_logprobs(
-    loaded: LoadedModel, prompt: NDArray[np.int64], request: GenerateRequest
+    loaded: LoadedModel, prompt: NDArray[np.int64], parameters: GenerationParameters
 ) -> list[TokenLogprob]:
     """The scores of a prompt's own tokens."""
-    top = request.parameters.prompt_logprobs
+    top = parameters.prompt_logprobs
     scores, _ = await asyncio.to_thread(scoring.score, loaded.score_session, [], prompt.tolist(), top)
     return replies.token_logprobs(scores, loaded.tokenizer)
 

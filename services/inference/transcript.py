@@ -20,10 +20,16 @@ class Transcript:
         self.stop = ""
         """The stop text that has ended the text; empty while none has."""
 
-    def append(self, token_id: int) -> bool:
-        """Adds a token; True when it completes a stop text, which is then the end."""
+    def append(self, token_id: int, *, may_stop: bool = True) -> bool:
+        """Adds a token; True when it completes a stop text, which is then the end.
+
+        A stop text that is complete while it may not stop is text like any other.
+        """
         self._unread.append(token_id)
-        return bool(self._stops) and self._ends(self._read())
+        if not self._stops:
+            return False
+        length_before = self._read()
+        return may_stop and self._ends(length_before)
 
     def take(self) -> str:
         """The text that has become certain since the last call: a suffix that a stop may begin with waits."""
@@ -48,8 +54,8 @@ class Transcript:
 
     def _ends(self, length_before: int) -> bool:
         """Cuts the text at the earliest stop that reaches beyond `length_before`; among equals, the first given."""
-        start = max(0, length_before - self._overlap)
-        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop, start)) >= 0]
+        starts = [(max(0, length_before - len(stop) + 1), stop) for stop in self._stops]
+        found = [(at, stop) for start, stop in starts if (at := self._held.find(stop, start)) >= 0]
         if not found:
             return False
         at, self.stop = min(found, key=lambda pair: pair[0])

@@ -1,4 +1,5 @@
 import asyncio
+import re
 
 import pytest
 import pytest_asyncio
@@ -8,7 +9,6 @@ from octavo.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    Unimplemented,
 )
 from octavo.v1.errors_pb2 import Reason
 from octavo.v1.inference_pb2 import (
@@ -22,13 +22,13 @@ from octavo.v1.inference_pb2 import (
     ScoreRequest,
     ServedModelState,
     StreamGenerateRequest,
-    StructuredOutput,
     TextInput,
     TokenizeRequest,
     TokenSequence,
 )
 
 MODEL = "deployments/poet"
+FORM = "parameters.structured_output"
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -127,6 +127,49 @@ async def test_tokens_and_their_places_are_told_and_join_to_the_text(poet):
         ({"parameters": {"stop": [""]}}, "parameters.stop[0]", "1 to 256"),
         ({"parameters": {"stop": ["x"] * 17}}, "parameters.stop", "more than 16"),
         ({"parameters": {"stop_token_ids": [-3]}}, "parameters.stop_token_ids[0]", "ids go from 0"),
+        ({"parameters": {"min_tokens": -1}}, "parameters.min_tokens", "0 (none) or more"),
+        ({"parameters": {"min_tokens": 5, "max_tokens": 4}}, "parameters.min_tokens", "above max_tokens, 4"),
+        ({"parameters": {"min_tokens": 92}}, "parameters.min_tokens", "has room for 91"),
+        ({"parameters": {"best_of": 17}}, "parameters.best_of", "1 to 16"),
+        ({"parameters": {"best_of": 2, "n": 3}}, "parameters.best_of", "send 3 or more"),
+        ({"parameters": {"structured_output": {}}}, "parameters.structured_output", "one of json_schema, regex"),
+        (
+            {"parameters": {"structured_output": {"regex": "A"}, "min_tokens": 2}},
+            "parameters.min_tokens",
+            "says where a text may end",
+        ),
+        ({"parameters": {"structured_output": {"regex": "(A"}}}, f"{FORM}.regex", "unclosed group"),
+        ({"parameters": {"structured_output": {"regex": "a+"}}}, f"{FORM}.regex", "use the symbols that it has"),
+        ({"parameters": {"structured_output": {"regex": "A" * 140_000}}}, f"{FORM}.regex", "more than 131072"),
+        ({"parameters": {"structured_output": {"json_schema": "{"}}}, f"{FORM}.json_schema", "is not JSON"),
+        (
+            {"parameters": {"structured_output": {"json_schema": '{"type": "integer", "minimum": 2, "maximum": 1}'}}},
+            f"{FORM}.json_schema",
+            "minimum (2) is greater than maximum (1)",
+        ),
+        (
+            {"parameters": {"structured_output": {"json_schema": '{"type": "object"}'}}},
+            f"{FORM}.json_schema",
+            "use the symbols that it has",
+        ),
+        ({"parameters": {"structured_output": {"grammar": "root = 1"}}}, f"{FORM}.grammar", "Expected ::="),
+        ({"parameters": {"structured_output": {"choices": {}}}}, f"{FORM}.choices.texts", "send 1 to 1024"),
+        ({"parameters": {"structured_output": {"choices": {"texts": ["A", ""]}}}}, f"{FORM}.choices.texts[1]", "empty"),
+        (
+            {"parameters": {"structured_output": {"regex": "AB+"}, "logit_bias": {34: -100}}},
+            "parameters.logit_bias",
+            "forbids every token",
+        ),
+        (
+            {"parameters": {"structured_output": {"regex": "AB+"}, "stop_token_ids": [34]}},
+            "parameters.stop_token_ids",
+            "has every token",
+        ),
+        (
+            {"parameters": {"structured_output": {"choices": {"texts": ["A B", "B"]}}, "stop": ["B"]}},
+            "parameters.stop[0]",
+            "would cut each short",
+        ),
     ],
 )
 async def test_bad_input_is_answered_with_the_field_and_what_would_be_right(poet, fields, field, says):
@@ -143,19 +186,6 @@ async def test_all_wrong_fields_are_told_at_once(poet):
     with pytest.raises(InvalidArgument) as caught:
         await poet.inference.Generate(GenerateRequest(**asked(temperature=-1, top_p=2, max_tokens=-5)))
     assert set(caught.value.violations) == {"parameters.temperature", "parameters.top_p", "parameters.max_tokens"}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("min_tokens", 3),
-        ("best_of", 2),
-        ("structured_output", StructuredOutput(regex="a+")),
-    ],
-)
-async def test_what_is_not_built_yet_is_refused_by_name_and_never_ignored(poet, name, value):
-    with pytest.raises(Unimplemented, match=f"parameters.{name}"):
-        await poet.inference.Generate(GenerateRequest(**asked(**{name: value})))
 
 
 @pytest.mark.parametrize(
@@ -328,3 +358,93 @@ async def test_a_repetition_penalty_makes_greedy_text_repeat_less(poet):
     plain = await distinct()
     assert await distinct(repetition_penalty=5) > plain
     assert await distinct(frequency_penalty=2, presence_penalty=2) > plain
+
+
+async def test_prompt_log_probabilities_lead_a_stream_once_for_all_completions(poet):
+    fields = asked(max_tokens=4, seed=3, ignore_eos=True, n=2, prompt_logprobs=2, echo=True)
+    reply = await poet.inference.Generate(GenerateRequest(**fields))
+    events, _ = await streamed(poet, **fields)
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds.count("prompt") == 1
+    assert kinds[0] == "prompt"
+    assert list(events[0].prompt.tokens) == list(reply.prompt_logprobs)
+    score = await poet.inference.Score(
+        ScoreRequest(model=MODEL, inputs=[ScoreInput(continuation=TextInput(text="TO BE"))], top_logprobs=2)
+    )
+    assert list(reply.prompt_logprobs) == list(score.scores[0].tokens)
+    assert [completion.text[:5] for completion in reply.completions] == ["TO BE"] * 2
+
+
+async def test_no_end_comes_before_the_least_number_of_tokens(poet):
+    ended = asked(max_tokens=40, temperature=0, logit_bias={65: 100})
+    assert len((await poet.inference.Generate(GenerateRequest(**ended))).completions[0].token_ids) == 1
+    ended["parameters"].min_tokens = 7
+    (completion,) = (await poet.inference.Generate(GenerateRequest(**ended))).completions
+    assert len(completion.token_ids) == 8
+    assert completion.finish_reason == FinishReason.FINISH_REASON_END_OF_TEXT
+    assert 65 not in completion.token_ids[:7]
+
+
+@pytest.mark.parametrize("field", ["stop", "stop_token_ids"])
+async def test_no_stop_counts_before_the_least_number_of_tokens(poet, field):
+    stops = [chr(code) for code in range(32, 96)] if field == "stop" else list(range(64))
+    free = {field: stops[:16], "max_tokens": 40, "seed": 2, "ignore_eos": True}
+    (early,) = (await poet.inference.Generate(GenerateRequest(**asked(**free)))).completions
+    (late,) = (await poet.inference.Generate(GenerateRequest(**asked(**free, min_tokens=20)))).completions
+    assert len(early.token_ids) < 20 <= len(late.token_ids)
+
+
+async def test_the_best_of_several_completions_are_those_of_the_most_probable_tokens(poet):
+    fields = {"max_tokens": 12, "seed": 5, "ignore_eos": True}
+    every = await poet.inference.Generate(GenerateRequest(**asked(**fields, n=6, logprobs=0)))
+    best = await poet.inference.Generate(GenerateRequest(**asked(**fields, n=2, best_of=6)))
+
+    def mean(completion):
+        return sum(entry.logprob for entry in completion.logprobs) / len(completion.logprobs)
+
+    ranked = sorted(every.completions, key=mean, reverse=True)
+    assert [completion.text for completion in best.completions] == [completion.text for completion in ranked[:2]]
+    assert [completion.index for completion in best.completions] == [0, 1]
+    assert not best.completions[0].logprobs
+    assert best.usage.completion_tokens == 72
+
+
+async def test_a_stream_cannot_choose_the_best(poet):
+    with pytest.raises(InvalidArgument, match="call Generate"):
+        await streamed(poet, **asked(best_of=2))
+    await streamed(poet, **asked(best_of=1, max_tokens=1))
+
+
+async def test_a_form_holds_in_streams_with_several_completions_and_their_scores(poet):
+    fields = asked(
+        seed=4, n=3, logprobs=1, repetition_penalty=1.3, structured_output={"regex": "[A-F]{3}-(YES|NO|[0-9]{2,4})"}
+    )
+    reply = await poet.inference.Generate(GenerateRequest(**fields))
+    for completion in reply.completions:
+        assert re.fullmatch("[A-F]{3}-(YES|NO|[0-9]{2,4})", completion.text)
+        assert completion.finish_reason in (
+            FinishReason.FINISH_REASON_FORM_COMPLETE,
+            FinishReason.FINISH_REASON_END_OF_TEXT,
+        )
+        assert len(completion.logprobs) == len(completion.token_ids)
+    chunks, done = await streamed(poet, **fields)
+    for completion in reply.completions:
+        text = "".join(event.chunk.text for event in chunks if event.chunk.index == completion.index)
+        assert text == completion.text
+    assert [end.finish_reason for end in done.ends] == [c.finish_reason for c in reply.completions]
+
+
+async def test_a_form_that_breaks_on_the_way_ends_its_own_request_alone(poet):
+    # The vocabulary has no small letters, and no step but the last shows it.
+    broken = asked(ignore_eos=True, structured_output={"grammar": 'root ::= [A-Z]{40} ("B" "a" | "C" "a")'})
+    free = GenerateRequest(**asked(max_tokens=60, seed=8, ignore_eos=True))
+    alone = await poet.inference.Generate(free)
+    failed, *others = await asyncio.gather(
+        poet.inference.Generate(GenerateRequest(**broken)),
+        *[poet.inference.Generate(free) for _ in range(3)],
+        return_exceptions=True,
+    )
+    assert isinstance(failed, InvalidArgument)
+    assert "cannot" in failed.violations[next(iter(failed.violations))]
+    assert [reply.completions for reply in others] == [alone.completions] * 3
+    await emptied(poet)
