@@ -61,6 +61,22 @@ class GRPCInferenceServiceStub:
     """Loads a model. gRPC only: the gateway speaks /v2 itself."""
     RepositoryModelUnload: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryModelUnloadRequest, _open_inference_pb2.RepositoryModelUnloadResponse]
     """Unloads a model. gRPC only: the gateway speaks /v2 itself."""
+    SystemSharedMemoryStatus: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryStatusRequest, _open_inference_pb2.SystemSharedMemoryStatusResponse]
+    """Lists the regions of system shared memory: none, since tensors travel in messages. gRPC only."""
+    SystemSharedMemoryRegister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryRegisterRequest, _open_inference_pb2.SystemSharedMemoryRegisterResponse]
+    """Not served: UNIMPLEMENTED. gRPC only."""
+    SystemSharedMemoryUnregister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryUnregisterRequest, _open_inference_pb2.SystemSharedMemoryUnregisterResponse]
+    """Forgets a region, or all: none are left. gRPC only."""
+    CudaSharedMemoryStatus: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryStatusRequest, _open_inference_pb2.CudaSharedMemoryStatusResponse]
+    """Lists the regions of CUDA shared memory: none, since tensors travel in messages. gRPC only."""
+    CudaSharedMemoryRegister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryRegisterRequest, _open_inference_pb2.CudaSharedMemoryRegisterResponse]
+    """Not served: UNIMPLEMENTED. gRPC only."""
+    CudaSharedMemoryUnregister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryUnregisterRequest, _open_inference_pb2.CudaSharedMemoryUnregisterResponse]
+    """Forgets a region, or all: none are left. gRPC only."""
+    TraceSetting: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.TraceSettingRequest, _open_inference_pb2.TraceSettingResponse]
+    """Not served: UNIMPLEMENTED; traces are OpenTelemetry's and set by the server's settings. gRPC only."""
+    LogSettings: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.LogSettingsRequest, _open_inference_pb2.LogSettingsResponse]
+    """Not served: UNIMPLEMENTED; the log is set by the server's settings. gRPC only."""
 
 @_typing.type_check_only
 class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
@@ -93,6 +109,22 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     """Loads a model. gRPC only: the gateway speaks /v2 itself."""
     RepositoryModelUnload: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryModelUnloadRequest, _open_inference_pb2.RepositoryModelUnloadResponse]  # type: ignore[assignment]
     """Unloads a model. gRPC only: the gateway speaks /v2 itself."""
+    SystemSharedMemoryStatus: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryStatusRequest, _open_inference_pb2.SystemSharedMemoryStatusResponse]  # type: ignore[assignment]
+    """Lists the regions of system shared memory: none, since tensors travel in messages. gRPC only."""
+    SystemSharedMemoryRegister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryRegisterRequest, _open_inference_pb2.SystemSharedMemoryRegisterResponse]  # type: ignore[assignment]
+    """Not served: UNIMPLEMENTED. gRPC only."""
+    SystemSharedMemoryUnregister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryUnregisterRequest, _open_inference_pb2.SystemSharedMemoryUnregisterResponse]  # type: ignore[assignment]
+    """Forgets a region, or all: none are left. gRPC only."""
+    CudaSharedMemoryStatus: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryStatusRequest, _open_inference_pb2.CudaSharedMemoryStatusResponse]  # type: ignore[assignment]
+    """Lists the regions of CUDA shared memory: none, since tensors travel in messages. gRPC only."""
+    CudaSharedMemoryRegister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryRegisterRequest, _open_inference_pb2.CudaSharedMemoryRegisterResponse]  # type: ignore[assignment]
+    """Not served: UNIMPLEMENTED. gRPC only."""
+    CudaSharedMemoryUnregister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryUnregisterRequest, _open_inference_pb2.CudaSharedMemoryUnregisterResponse]  # type: ignore[assignment]
+    """Forgets a region, or all: none are left. gRPC only."""
+    TraceSetting: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.TraceSettingRequest, _open_inference_pb2.TraceSettingResponse]  # type: ignore[assignment]
+    """Not served: UNIMPLEMENTED; traces are OpenTelemetry's and set by the server's settings. gRPC only."""
+    LogSettings: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.LogSettingsRequest, _open_inference_pb2.LogSettingsResponse]  # type: ignore[assignment]
+    """Not served: UNIMPLEMENTED; the log is set by the server's settings. gRPC only."""
 
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves tensors: for clients that already speak this protocol. Octavo's own contract is octavo.v1.Inference."""
@@ -194,5 +226,69 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.RepositoryModelUnloadResponse, _abc.Awaitable[_open_inference_pb2.RepositoryModelUnloadResponse]]:
         """Unloads a model. gRPC only: the gateway speaks /v2 itself."""
+
+    @_abc_1.abstractmethod
+    def SystemSharedMemoryStatus(
+        self,
+        request: _open_inference_pb2.SystemSharedMemoryStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryStatusResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryStatusResponse]]:
+        """Lists the regions of system shared memory: none, since tensors travel in messages. gRPC only."""
+
+    @_abc_1.abstractmethod
+    def SystemSharedMemoryRegister(
+        self,
+        request: _open_inference_pb2.SystemSharedMemoryRegisterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryRegisterResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryRegisterResponse]]:
+        """Not served: UNIMPLEMENTED. gRPC only."""
+
+    @_abc_1.abstractmethod
+    def SystemSharedMemoryUnregister(
+        self,
+        request: _open_inference_pb2.SystemSharedMemoryUnregisterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryUnregisterResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryUnregisterResponse]]:
+        """Forgets a region, or all: none are left. gRPC only."""
+
+    @_abc_1.abstractmethod
+    def CudaSharedMemoryStatus(
+        self,
+        request: _open_inference_pb2.CudaSharedMemoryStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_open_inference_pb2.CudaSharedMemoryStatusResponse, _abc.Awaitable[_open_inference_pb2.CudaSharedMemoryStatusResponse]]:
+        """Lists the regions of CUDA shared memory: none, since tensors travel in messages. gRPC only."""
+
+    @_abc_1.abstractmethod
+    def CudaSharedMemoryRegister(
+        self,
+        request: _open_inference_pb2.CudaSharedMemoryRegisterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_open_inference_pb2.CudaSharedMemoryRegisterResponse, _abc.Awaitable[_open_inference_pb2.CudaSharedMemoryRegisterResponse]]:
+        """Not served: UNIMPLEMENTED. gRPC only."""
+
+    @_abc_1.abstractmethod
+    def CudaSharedMemoryUnregister(
+        self,
+        request: _open_inference_pb2.CudaSharedMemoryUnregisterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_open_inference_pb2.CudaSharedMemoryUnregisterResponse, _abc.Awaitable[_open_inference_pb2.CudaSharedMemoryUnregisterResponse]]:
+        """Forgets a region, or all: none are left. gRPC only."""
+
+    @_abc_1.abstractmethod
+    def TraceSetting(
+        self,
+        request: _open_inference_pb2.TraceSettingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_open_inference_pb2.TraceSettingResponse, _abc.Awaitable[_open_inference_pb2.TraceSettingResponse]]:
+        """Not served: UNIMPLEMENTED; traces are OpenTelemetry's and set by the server's settings. gRPC only."""
+
+    @_abc_1.abstractmethod
+    def LogSettings(
+        self,
+        request: _open_inference_pb2.LogSettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_open_inference_pb2.LogSettingsResponse, _abc.Awaitable[_open_inference_pb2.LogSettingsResponse]]:
+        """Not served: UNIMPLEMENTED; the log is set by the server's settings. gRPC only."""
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

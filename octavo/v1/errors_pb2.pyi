@@ -148,6 +148,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """As many requests are waiting as may wait."""
     REASON_CONFORMANCE_FAILED: _Reason.ValueType  # 307
     """What the model answers here differs from what it answered where it was exported."""
+    REASON_NOT_A_LANGUAGE_MODEL: _Reason.ValueType  # 308
+    """It takes and gives tensors: only the Open Inference Protocol can ask it."""
+    REASON_REPOSITORY_FIXED: _Reason.ValueType  # 309
+    """This server neither loads nor unloads at a client's wish."""
     REASON_FILE_NOT_FOUND: _Reason.ValueType  # 400
     """Inspector.
 
@@ -317,6 +321,10 @@ REASON_QUEUE_FULL: Reason.ValueType  # 306
 """As many requests are waiting as may wait."""
 REASON_CONFORMANCE_FAILED: Reason.ValueType  # 307
 """What the model answers here differs from what it answered where it was exported."""
+REASON_NOT_A_LANGUAGE_MODEL: Reason.ValueType  # 308
+"""It takes and gives tensors: only the Open Inference Protocol can ask it."""
+REASON_REPOSITORY_FIXED: Reason.ValueType  # 309
+"""This server neither loads nor unloads at a client's wish."""
 REASON_FILE_NOT_FOUND: Reason.ValueType  # 400
 """Inspector.
 

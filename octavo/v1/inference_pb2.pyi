@@ -161,7 +161,9 @@ class ServedModel(_message.Message):
     failure: _builtins.str
     """Why it was refused, for people; empty unless the state is FAILED."""
     family: _builtins.str
-    """Model family: `gpt2`, `llama` or `qwen3`."""
+    """Model family: `gpt2`, `llama` or `qwen3`; empty for a model of tensors, which only the Open Inference Protocol
+    asks.
+    """
     context_length: _builtins.int
     """Most tokens of prompt and completion together."""
     vocabulary_size: _builtins.int
@@ -181,7 +183,7 @@ class ServedModel(_message.Message):
     cache_size_bytes: _builtins.int
     """Memory of the key-value cache in bytes."""
     conformance_count: _builtins.int
-    """Conformance vectors that held on this machine before it became READY."""
+    """Conformance vectors that held on this machine before it became READY; 0 for a model of tensors: none come with it."""
     @_builtins.property
     def deployments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The deployments that ask for it, `deployments/{deployment}`, by name."""

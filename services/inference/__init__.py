@@ -18,6 +18,7 @@ from services.inference.loader import Loader
 from services.inference.metrics import InferenceCollector
 from services.inference.open_inference_servicer import OpenInferenceServicer
 from services.inference.outbox import Courier
+from services.inference.repository import Repository
 from services.inference.roster import Roster
 from services.inference.served_model import ServedModel
 from services.inference.servicer import InferenceServicer
@@ -48,11 +49,14 @@ class _Program:
         self._telemetry = telemetry
         self._roster = Roster()
         self._deployments: Deployments | None = None
+        self._repository: Repository | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         servicer = InferenceServicer(self._roster, self._find)
         inference_pb2_grpc.add_InferenceServicer_to_server(servicer, server)
-        open_servicer = OpenInferenceServicer(self._roster, servicer, self.is_ready)
+        open_servicer = OpenInferenceServicer(
+            self._roster, servicer, self._find, lambda: self._repository, self.is_ready
+        )
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_servicer, server)
 
     def is_ready(self) -> bool:
@@ -64,6 +68,8 @@ class _Program:
         self._telemetry.collector.register(collector)
         async with AsyncClient(Addresses(registry=self._settings.registry), api_key=self._settings.api_key) as client:
             self._deployments = self._assembled(client)
+            if self._settings.repository_control:
+                self._repository = Repository(client, server_name(self._settings.port), self._roster)
             following = asyncio.create_task(self._deployments.run(), name="deployments")
             try:
                 yield

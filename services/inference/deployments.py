@@ -228,15 +228,10 @@ class Deployments:
         served.state = ServedModelState.SERVED_MODEL_STATE_VERIFYING
         loaded = await asyncio.to_thread(self._loader.load, directory, served.key)
         if self._roster.models.get(served.key) is not served:
-            await asyncio.to_thread(loaded.engine.stop)  # unwanted before it was ready
+            await asyncio.to_thread(loaded.stop)  # unwanted before it was ready
             return
         served.ready(loaded)
-        facts = {
-            "version": served.key.version,
-            "seconds": round(served.load_s, 3),
-            "slots": loaded.engine.scheduler.slots,
-        }
-        self._logger.info("ready", extra=facts)
+        self._logger.info("ready", extra={"version": served.key.version, "seconds": round(served.load_s, 3)})
 
     async def _report(self) -> None:
         """Tells the registry of every change, in order, again and again until it has heard."""
@@ -258,7 +253,7 @@ class Deployments:
         while True:
             await asyncio.sleep(CHECK_S)
             for key, served in list(self._roster.models.items()):
-                if served.loaded and not served.loaded.engine.is_alive:
+                if served.loaded and not served.loaded.is_alive:
                     self._logger.error("the engine of %s is gone, loading it again", key.version)
                     self._start(key)
                     self._reconcile()

@@ -1,4 +1,4 @@
-"""Makes a bundle answer: cache, session, conformance, engine. Blocking: called in a thread, once for each version.
+"""Makes a version answer: session, conformance, engine; or a graph of tensors behind its batcher. Runs in threads.
 
 Knows directories; nothing of registries or deployments.
 """
@@ -8,10 +8,13 @@ from pathlib import Path
 
 from octavo.errors import FailedPrecondition, OctavoError
 from octavo.formats.architecture import Architecture
-from octavo.formats.bundle import GENERATION_CONFIG_FILE, GRAPH_FILE, INT8_GRAPH_FILE, Bundle, read_json
+from octavo.formats.bundle import CONFIG_FILE, GENERATION_CONFIG_FILE, GRAPH_FILE, INT8_GRAPH_FILE, Bundle, read_json
+from octavo.formats.config_json import FAMILIES
+from octavo.formats.conformance import CONFORMANCE_FILE
 from octavo.v1.deployments_pb2 import Precision
 from octavo.v1.errors_pb2 import Reason
 from services.inference import parameters
+from services.inference.batch_policy import BatchPolicy
 from services.inference.engine import Engine
 from services.inference.forms import Forms
 from services.inference.kv_cache import KvCache
@@ -23,6 +26,7 @@ from services.inference.score_session import ScoreSession
 from services.inference.served_model import Key, LoadedModel, end_ids, precision_word
 from services.inference.session import Session
 from services.inference.settings import InferenceSettings
+from services.inference.tensor_model import TensorModel
 
 GRAPHS = {Precision.PRECISION_FP32: GRAPH_FILE, Precision.PRECISION_INT8: INT8_GRAPH_FILE}
 
@@ -35,9 +39,29 @@ class Loader:
         self._courier = courier
         self._logger = logger
 
-    def load(self, directory: Path, key: Key) -> LoadedModel:
-        """What the bundle in `directory` becomes, its engine running. Raises OctavoError where it cannot serve."""
+    def load(self, directory: Path, key: Key) -> LoadedModel | TensorModel:
+        """What the files in `directory` become, at work. Raises OctavoError where they cannot serve."""
         graph = self._graph(directory, key)
+        return self._text(directory, graph, key) if is_text(directory) else self._tensors(graph, key)
+
+    def _tensors(self, graph: Path, key: Key) -> TensorModel:
+        usual = BatchPolicy(
+            rows=self._settings.batch_rows,
+            delay_us=self._settings.batch_delay_us,
+            waiting_limit=self._settings.waiting_limit,
+        )
+        return TensorModel.open(
+            graph,
+            usual,
+            threads=self._settings.thread_count,
+            allow_spinning=self._settings.allow_spinning,
+            size_limit_bytes=self._settings.tensor_model_limit_bytes,
+            loop=self._courier.loop,
+            name=key.name.removeprefix("servedModels/"),
+            logger=self._logger,
+        )
+
+    def _text(self, directory: Path, graph: Path, key: Key) -> LoadedModel:
         bundle = Bundle.open(directory)
         architecture = bundle.architecture
         capacity = min(architecture.context_length, self._settings.context_limit)
@@ -129,6 +153,16 @@ class Loader:
             raise FailedPrecondition(
                 Reason.REASON_MODEL_REFUSED, f"ONNX Runtime cannot load {graph.name}: {error}"
             ) from error
+
+
+def is_text(directory: Path) -> bool:
+    """Whether files are a bundle of ours, which answers text: config.json names a family that we build graphs for.
+
+    Everything else that has a graph is served as tensors; so is another maker's BERT, with a config.json of its own.
+    """
+    path = directory / CONFIG_FILE
+    has_vectors = (directory / CONFORMANCE_FILE).is_file()
+    return has_vectors or (path.is_file() and read_json(path).get("model_type") in FAMILIES)
 
 
 def _sampling_defaults(path: Path) -> dict[str, float]:

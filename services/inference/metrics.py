@@ -15,6 +15,7 @@ from services.inference.meter import Distribution, Meter
 from services.inference.roster import Roster
 from services.inference.scheduler import Scheduler
 from services.inference.sequence import Sequence
+from services.inference.served_model import LoadedModel
 
 LABELS = ("version", "precision")
 
@@ -51,7 +52,7 @@ class InferenceCollector(Collector):
         engines = [
             ((served.key.version, served.key.name.rpartition(".")[2]), loaded.engine)
             for served in list(self._roster.models.values())
-            if (loaded := served.loaded)
+            if isinstance(loaded := served.loaded, LoadedModel)
         ]
         for name, text, read in _GAUGES:
             gauge = GaugeMetricFamily(name, text, labels=LABELS)

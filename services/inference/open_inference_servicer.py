@@ -1,49 +1,61 @@
-"""The Open Inference Protocol on the wire: text in, text out, for clients that already speak it.
+"""The Open Inference Protocol on the wire, with Triton's extensions, for clients that already speak it.
 
-A façade: a request becomes one of octavo.v1.Inference, and its answer becomes a tensor. Models are named by their
-deployment, or by their model; a version is a number.
+Text models: a request becomes one of octavo.v1.Inference, and its answer becomes a tensor. Models of tensors are asked
+here alone. Models are named by their deployment, or by their model; a version is a number.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from math import inf
+from typing import Any, cast
 
 import octavo
-from octavo.errors import FailedPrecondition, InvalidArgument, NotFound, OctavoError, Unavailable, Unimplemented
-from octavo.open_inference import model_config_pb2, open_inference_pb2, open_inference_pb2_grpc
+from octavo.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
+from octavo.open_inference import open_inference_pb2, open_inference_pb2_grpc
+from octavo.open_inference.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from octavo.v1 import inference_pb2
 from octavo.v1.errors_pb2 import Reason
-from services.inference import tensors
-from services.inference.meter import Meter
+from services.inference import call_terms, model_description, tensors, text_tensors
+from services.inference.call_terms import CallTerms
+from services.inference.infer_stream import InferStream
+from services.inference.repository import Repository
 from services.inference.roster import Roster
 from services.inference.served_model import ServedModel
 from services.inference.servicer import Context, InferenceServicer
+from services.inference.sub_call import SubCall
+from services.inference.tensor_model import TensorModel
+from services.inference.tensors import Array
 
-PLATFORM = "onnxruntime_onnx"
-EXTENSIONS = ("model_configuration", "statistics", "parameters", "binary_tensor_data")
-NO_PARAMETER = open_inference_pb2.InferParameter()
-STREAM_LIMIT = 256
-"""Requests of one stream that may be under way at the same time."""
+EXTENSIONS = (
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
+INLINE_BYTES = 1 << 20
+"""Larger answers are put into bytes beside the event loop."""
 
-_STATES: Mapping[int, str] = {
-    inference_pb2.SERVED_MODEL_STATE_DOWNLOADING: "LOADING",
-    inference_pb2.SERVED_MODEL_STATE_VERIFYING: "LOADING",
-    inference_pb2.SERVED_MODEL_STATE_READY: "READY",
-    inference_pb2.SERVED_MODEL_STATE_DRAINING: "UNLOADING",
-    inference_pb2.SERVED_MODEL_STATE_FAILED: "UNAVAILABLE",
-}
-
-InferRequest = open_inference_pb2.ModelInferRequest
-InferResponse = open_inference_pb2.ModelInferResponse
-StreamResponse = open_inference_pb2.ModelStreamInferResponse
+Find = Callable[[str], Awaitable[ServedModel]]
 
 
 class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers with the same models, and the same bits, as `inference` does."""
+    """Answers with the same models, and the same bits, as `inference` does. Without a `repository` none is changed."""
 
-    def __init__(self, roster: Roster, inference: InferenceServicer, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        inference: InferenceServicer,
+        find: Find,
+        repository: Callable[[], Repository | None],
+        is_ready: Callable[[], bool],
+    ) -> None:
         self._roster = roster
         self._inference = inference
+        self._find_anywhere = find
+        self._repository = repository
         self._is_ready = is_ready
 
     async def ServerLive(self, request: Any, context: Context) -> open_inference_pb2.ServerLiveResponse:
@@ -70,123 +82,137 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, request: open_inference_pb2.ModelMetadataRequest, context: Context
     ) -> open_inference_pb2.ModelMetadataResponse:
         served = self._find(request.name, request.version)
-        tensor = open_inference_pb2.ModelMetadataResponse.TensorMetadata
-        siblings = [other.key for other in self._roster.models.values() if other.key.model == served.key.model]
-        return open_inference_pb2.ModelMetadataResponse(
-            name=request.name,
-            versions=sorted({str(key.number) for key in siblings}, key=int),
-            platform=PLATFORM,
-            inputs=[tensor(name=tensors.INPUT, datatype="BYTES", shape=[1])],
-            outputs=[tensor(name=tensors.OUTPUT, datatype="BYTES", shape=[1])],
-            properties={"version": served.key.version},
-        )
+        siblings = [other for other in self._roster.models.values() if other.key.model == served.key.model]
+        return model_description.metadata(request.name, served, siblings)
 
     async def ModelConfig(
         self, request: open_inference_pb2.ModelConfigRequest, context: Context
     ) -> open_inference_pb2.ModelConfigResponse:
-        self._find(request.name, request.version)
-        text = model_config_pb2.TYPE_STRING
-        config = model_config_pb2.ModelConfig(
-            name=request.name,
-            platform=PLATFORM,
-            backend="octavo",
-            input=[model_config_pb2.ModelInput(name=tensors.INPUT, data_type=text, dims=[1])],
-            output=[model_config_pb2.ModelOutput(name=tensors.OUTPUT, data_type=text, dims=[1])],
-            model_transaction_policy=model_config_pb2.ModelTransactionPolicy(decoupled=True),
-        )
-        return open_inference_pb2.ModelConfigResponse(config=config)
+        served = self._find(request.name, request.version)
+        return open_inference_pb2.ModelConfigResponse(config=model_description.config(request.name, served))
 
     async def ModelStatistics(
         self, request: open_inference_pb2.ModelStatisticsRequest, context: Context
     ) -> open_inference_pb2.ModelStatisticsResponse:
-        chosen = [self._find(request.name, request.version)] if request.name else list(self._roster.models.values())
-        stats = [
-            _statistics(served.key.model.removeprefix("models/"), str(served.key.number), served.loaded.engine.meter)
-            for served in chosen
-            if served.loaded
-        ]
+        if request.name:
+            served = self._find(request.name, request.version)
+            stats = [model_description.statistics(request.name, served)]
+        else:
+            stats = [
+                model_description.statistics(served.key.model.removeprefix("models/"), served)
+                for served in self._roster.models.values()
+                if served.loaded
+            ]
         return open_inference_pb2.ModelStatisticsResponse(model_stats=stats)
 
     async def RepositoryIndex(
         self, request: open_inference_pb2.RepositoryIndexRequest, context: Context
     ) -> open_inference_pb2.RepositoryIndexResponse:
-        index = open_inference_pb2.RepositoryIndexResponse.ModelIndex
         models = [
-            index(
-                name=served.key.model.removeprefix("models/"),
-                version=str(served.key.number),
-                state=_STATES[served.state],
-                reason=str(served.failure or ""),
-            )
+            line
             for served in (*self._roster.models.values(), *self._roster.draining)
             if served.is_ready or not request.ready
+            for line in model_description.index(served, model_description.names(served, self._roster))
         ]
         return open_inference_pb2.RepositoryIndexResponse(models=models)
 
     async def RepositoryModelLoad(
         self, request: open_inference_pb2.RepositoryModelLoadRequest, context: Context
     ) -> open_inference_pb2.RepositoryModelLoadResponse:
-        raise Unimplemented(Reason.REASON_NOT_IMPLEMENTED, _WISHES)
+        name = _model_name(request)
+        await self._changeable().load(name, _load_number(request.parameters))
+        return open_inference_pb2.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
 
     async def RepositoryModelUnload(
         self, request: open_inference_pb2.RepositoryModelUnloadRequest, context: Context
     ) -> open_inference_pb2.RepositoryModelUnloadResponse:
-        raise Unimplemented(Reason.REASON_NOT_IMPLEMENTED, _WISHES)
+        name = _model_name(request)
+        # Nothing depends on a model here: with its dependents or without is the same.
+        _refuse_strays(request.parameters, {"unload_dependents"})
+        await self._changeable().unload(name)
+        return open_inference_pb2.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
 
-    async def ModelInfer(self, request: InferRequest, context: Context) -> InferResponse:
-        asked = inference_pb2.GenerateRequest(model=self._reference(request.model_name, request.model_version))
-        tensors.read(request, asked)
-        reply = await self._inference.Generate(asked, context)
-        return tensors.answer(request, reply.version, [completion.text for completion in reply.completions])
+    async def ModelInfer(self, request: ModelInferRequest, context: Context) -> ModelInferResponse:
+        terms = call_terms.read(request)
+        call = SubCall(context, terms.timeout_s)
+        context.add_done_callback(lambda _: call.end())  # type: ignore[arg-type] # the stub errs
+        reference = self._reference(request.model_name, request.model_version)
+        served = await self._find_anywhere(reference)
+        if isinstance(served.loaded, TensorModel):
+            return await _tensors_answer(request, served, terms, call)
+        asked = inference_pb2.GenerateRequest(model=reference, priority=terms.priority)
+        text_tensors.read(request, asked)
+        # One answer with the whole text, where Triton refuses a unary call of a model that may answer many times.
+        reply = await self._inference.Generate(asked, cast(Context, call))
+        answer = text_tensors.answer(request, reply.version, [completion.text for completion in reply.completions])
+        text_tensors.add_ending(answer, reply.completions[0].finish_reason, reply.usage)
+        return answer
 
     async def ModelStreamInfer(
-        self, request_iterator: AsyncIterator[InferRequest], context: Context
-    ) -> AsyncIterator[StreamResponse]:
+        self, request_iterator: AsyncIterator[ModelInferRequest], context: Context
+    ) -> AsyncIterator[open_inference_pb2.ModelStreamInferResponse]:
         """Many requests on one stream; a failing one is told by its id, and the others go on."""
-        answers: asyncio.Queue[StreamResponse | None] = asyncio.Queue(STREAM_LIMIT)
-        room = asyncio.Semaphore(STREAM_LIMIT)
+        stream = InferStream(request_iterator, lambda request: self._answers(request, context))
+        # gRPC drops the generator of a stream whose caller has left; only this is called at once.
+        context.add_done_callback(lambda _: stream.leave())  # type: ignore[arg-type] # the stub errs
+        async for answer in stream:
+            yield answer
 
-        async def complete(request: InferRequest) -> None:
-            try:
-                async for answer in self._answers(request, context):
-                    await answers.put(answer)
-            except OctavoError as error:
-                failed = InferResponse(model_name=request.model_name, id=request.id)
-                await answers.put(StreamResponse(error_message=error.message, infer_response=failed))
-            finally:
-                room.release()
-
-        async def read() -> None:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    async for request in request_iterator:
-                        await room.acquire()
-                        group.create_task(complete(request))
-            finally:
-                # Cancelled, nobody takes answers any more: waiting for room among them would never end.
-                if not reading.cancelling():
-                    await answers.put(None)
-
-        reading = asyncio.create_task(read())
-        try:
-            while answer := await answers.get():
-                yield answer
-            await reading
-        finally:
-            reading.cancel()
-
-    async def _answers(self, request: InferRequest, context: Context) -> AsyncIterator[StreamResponse]:
+    async def _answers(self, request: ModelInferRequest, context: Context) -> AsyncIterator[ModelInferResponse]:
         """The text as it comes; then, if asked for, an empty answer that says that it was the last."""
-        wants_final = request.parameters.get("triton_enable_empty_final_response", NO_PARAMETER).bool_param
-        asked = inference_pb2.StreamGenerateRequest(model=self._reference(request.model_name, request.model_version))
-        tensors.read(request, asked)
-        async for event in self._inference.StreamGenerate(asked, context):
-            if event.HasField("chunk"):
-                yield StreamResponse(infer_response=tensors.answer(request, "", [event.chunk.text]))
-            elif event.HasField("done") and wants_final:
-                final = InferResponse(model_name=request.model_name, id=request.id)
-                final.parameters["triton_final_response"].bool_param = True
-                yield StreamResponse(infer_response=final)
+        terms = call_terms.read(request)
+        call = SubCall(context, terms.timeout_s)
+        try:
+            reference = self._reference(request.model_name, request.model_version)
+            served = await self._find_anywhere(reference)
+            if isinstance(served.loaded, TensorModel):
+                yield _final(await _tensors_answer(request, served, terms, call))
+                return
+            asked = inference_pb2.StreamGenerateRequest(model=reference, priority=terms.priority)
+            text_tensors.read(request, asked)
+            async for event in self._inference.StreamGenerate(asked, cast(Context, call)):
+                if event.HasField("chunk"):
+                    answer = text_tensors.answer(request, served.key.version, [event.chunk.text])
+                    answer.parameters["triton_final_response"].bool_param = False
+                    yield answer
+                elif event.HasField("done") and terms.wants_final:
+                    answer = text_tensors.empty_answer(request, event.done.version)
+                    text_tensors.add_ending(answer, event.done.ends[0].finish_reason, event.done.usage)
+                    yield _final(answer)
+        finally:
+            call.end()
+
+    async def SystemSharedMemoryStatus(
+        self, request: Any, context: Context
+    ) -> open_inference_pb2.SystemSharedMemoryStatusResponse:
+        return open_inference_pb2.SystemSharedMemoryStatusResponse()
+
+    async def SystemSharedMemoryRegister(self, request: Any, context: Context) -> Any:
+        raise Unimplemented(Reason.REASON_NOT_IMPLEMENTED, _NO_SHARED_MEMORY)
+
+    async def SystemSharedMemoryUnregister(
+        self, request: Any, context: Context
+    ) -> open_inference_pb2.SystemSharedMemoryUnregisterResponse:
+        return open_inference_pb2.SystemSharedMemoryUnregisterResponse()
+
+    async def CudaSharedMemoryStatus(
+        self, request: Any, context: Context
+    ) -> open_inference_pb2.CudaSharedMemoryStatusResponse:
+        return open_inference_pb2.CudaSharedMemoryStatusResponse()
+
+    async def CudaSharedMemoryRegister(self, request: Any, context: Context) -> Any:
+        raise Unimplemented(Reason.REASON_NOT_IMPLEMENTED, _NO_SHARED_MEMORY)
+
+    async def CudaSharedMemoryUnregister(
+        self, request: Any, context: Context
+    ) -> open_inference_pb2.CudaSharedMemoryUnregisterResponse:
+        return open_inference_pb2.CudaSharedMemoryUnregisterResponse()
+
+    async def TraceSetting(self, request: Any, context: Context) -> Any:
+        raise Unimplemented(Reason.REASON_NOT_IMPLEMENTED, _NO_TRACE_SETTINGS)
+
+    async def LogSettings(self, request: Any, context: Context) -> Any:
+        raise Unimplemented(Reason.REASON_NOT_IMPLEMENTED, _NO_LOG_SETTINGS)
 
     def _find(self, name: str, version: str) -> ServedModel:
         return self._roster.find(self._reference(name, version))
@@ -200,24 +226,98 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         is_deployment = f"deployments/{name}" in {*self._roster.routes, *self._roster.pending}
         return f"deployments/{name}" if is_deployment else f"models/{name}"
 
-
-def _statistics(name: str, version: str, meter: Meter) -> open_inference_pb2.ModelStatistics:
-    duration = open_inference_pb2.StatisticDuration
-    succeeded, failed = sum(meter.total_s.counts), sum(meter.failed_s.counts)
-    work_s = max(0.0, meter.total_s.total - meter.queue_s.total)
-    return open_inference_pb2.ModelStatistics(
-        name=name,
-        version=version,
-        last_inference=int(meter.last_s * 1e3),
-        inference_count=succeeded,
-        execution_count=meter.steps,
-        inference_stats=open_inference_pb2.InferStatistics(
-            success=duration(count=succeeded, ns=int(meter.total_s.total * 1e9)),
-            fail=duration(count=failed, ns=int(meter.failed_s.total * 1e9)),
-            queue=duration(count=succeeded, ns=int(meter.queue_s.total * 1e9)),
-            compute_infer=duration(count=succeeded, ns=int(work_s * 1e9)),
-        ),
-    )
+    def _changeable(self) -> Repository:
+        repository = self._repository()
+        if repository is None:
+            raise FailedPrecondition(
+                Reason.REASON_REPOSITORY_FIXED,
+                "this server loads nothing at its clients' wish (OCTAVO_INFERENCE_REPOSITORY_CONTROL); create, change "
+                "or delete a deployment in the registry instead",
+            )
+        return repository
 
 
-_WISHES = "what is served follows the registry's deployments; create, change or delete a deployment instead"
+async def _tensors_answer(
+    request: ModelInferRequest, served: ServedModel, terms: CallTerms, call: SubCall
+) -> ModelInferResponse:
+    if strays := call_terms.own_parameters(request):
+        name = next(iter(strays))
+        raise InvalidArgument.field(
+            f"parameters[{name!r}]",
+            "a model of tensors has no parameters but priority and timeout",
+            reason=Reason.REASON_UNKNOWN_FIELD,
+        )
+    for index, output in enumerate(request.outputs):
+        tensors.refuse_shared_memory(output.parameters, f"outputs[{index}]")
+        if "classification" in output.parameters:
+            raise Unimplemented(
+                Reason.REASON_NOT_IMPLEMENTED, f"outputs[{index}]: classification is not served; ask for the tensor"
+            )
+    arrays = tensors.read(request)
+    with served.lease_tensors() as model:
+        asked = model.request(
+            arrays,
+            [output.name for output in request.outputs],
+            priority=terms.priority,
+            deadline_s=inf if call.deadline_s is None else call.deadline_s,
+        )
+        outputs = dict(zip(asked.wanted, await model.answer(asked), strict=True))
+    answer = text_tensors.empty_answer(request, served.key.version)
+    if sum(array.nbytes for array in outputs.values()) > INLINE_BYTES:
+        await asyncio.to_thread(_add_outputs, answer, outputs)
+    else:
+        _add_outputs(answer, outputs)
+    return answer
+
+
+def _add_outputs(answer: ModelInferResponse, outputs: Mapping[str, Array]) -> None:
+    for name, array in outputs.items():
+        tensors.add_output(answer, name, array)
+
+
+def _final(answer: ModelInferResponse) -> ModelInferResponse:
+    answer.parameters["triton_final_response"].bool_param = True
+    return answer
+
+
+def _model_name(
+    request: open_inference_pb2.RepositoryModelLoadRequest | open_inference_pb2.RepositoryModelUnloadRequest,
+) -> str:
+    """The model's name: in field 2, or, in KServe's dialect, alone in field 1. Raises InvalidArgument for none."""
+    name = request.model_name or request.repository_name
+    if not name:
+        raise InvalidArgument.field("model_name", "is empty; it is required", reason=Reason.REASON_MISSING_FIELD)
+    return name
+
+
+def _load_number(parameters: Mapping[str, open_inference_pb2.ModelRepositoryParameter]) -> int | None:
+    """The version asked for, if one is. Raises InvalidArgument for what cannot be loaded."""
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise InvalidArgument.field(
+                f"parameters[{name!r}]",
+                "files and configuration are a version's own and cannot change; register a version that has them "
+                "(serving.json holds batch sizes and delays), then load it",
+            )
+    _refuse_strays(parameters, {"version"})
+    if "version" not in parameters:
+        return None
+    parameter = parameters["version"]
+    value = getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
+    if not str(value).isdecimal():
+        raise InvalidArgument.field("parameters['version']", f"{value!r} is not a number, such as 3")
+    return int(value)
+
+
+def _refuse_strays(parameters: Mapping[str, Any], known: set[str]) -> None:
+    for name in parameters.keys() - known:
+        raise InvalidArgument.field(
+            f"parameters[{name!r}]",
+            f"is not a parameter; there is {', '.join(known)}",
+            reason=Reason.REASON_UNKNOWN_FIELD,
+        )
+
+
+_NO_SHARED_MEMORY = "shared memory is not served: this server may be on another machine; send tensors in messages"
+_NO_TRACE_SETTINGS = "traces are OpenTelemetry's: OCTAVO_OTLP_ENDPOINT and OCTAVO_TRACE_RATIO set them at the start"
+_NO_LOG_SETTINGS = "the log is set at the start: OCTAVO_LOG_FORMAT"

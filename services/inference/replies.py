@@ -10,7 +10,8 @@ from octavo.v1 import inference_pb2
 from services.inference.outbox import Delivery, Ending
 from services.inference.scoring import TokenScore
 from services.inference.sequence import Sequence
-from services.inference.served_model import ServedModel
+from services.inference.served_model import LoadedModel, ServedModel
+from services.inference.tensor_model import TensorModel
 
 PROMPT_TOKENS = 1024
 """Scores of a prompt in one message of a stream: 1 MB with 20 best tokens each."""
@@ -107,20 +108,28 @@ def served_model(served: ServedModel, deployments: list[str]) -> inference_pb2.S
     if served.ready_s is not None:
         reply.ready_time.CopyFrom(Timestamp(seconds=int(served.ready_s), nanos=int(served.ready_s % 1 * 1e9)))
         reply.load_duration.CopyFrom(_duration(served.load_s))
-    if loaded := served.loaded:
-        scheduler = loaded.engine.scheduler
-        reply.family = loaded.architecture.family
-        reply.context_length = loaded.capacity
-        reply.vocabulary_size = loaded.architecture.vocab_size
-        reply.parameter_count = loaded.architecture.parameters
-        reply.layer_count = loaded.architecture.layers
-        reply.slot_count = scheduler.slots
-        reply.running_count = scheduler.running_count
-        reply.waiting_count = scheduler.waiting_count
-        reply.waiting_limit = scheduler.waiting_limit
-        reply.cache_size_bytes = loaded.cache_size_bytes
-        reply.conformance_count = loaded.conformance_count
+    match served.loaded:
+        case LoadedModel() as loaded:
+            _add_text(reply, loaded)
+        case TensorModel() as loaded:
+            reply.waiting_count = loaded.batcher.waiting_count
+            reply.waiting_limit = loaded.policy.waiting_limit
     return reply
+
+
+def _add_text(reply: inference_pb2.ServedModel, loaded: LoadedModel) -> None:
+    scheduler = loaded.engine.scheduler
+    reply.family = loaded.architecture.family
+    reply.context_length = loaded.capacity
+    reply.vocabulary_size = loaded.architecture.vocab_size
+    reply.parameter_count = loaded.architecture.parameters
+    reply.layer_count = loaded.architecture.layers
+    reply.slot_count = scheduler.slots
+    reply.running_count = scheduler.running_count
+    reply.waiting_count = scheduler.waiting_count
+    reply.waiting_limit = scheduler.waiting_limit
+    reply.cache_size_bytes = loaded.cache_size_bytes
+    reply.conformance_count = loaded.conformance_count
 
 
 def _usage(sequences: list[Sequence]) -> inference_pb2.Usage:

@@ -13,7 +13,7 @@ from time import perf_counter, time
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.errors import InvalidArgument, OctavoError
+from octavo.errors import FailedPrecondition, InvalidArgument, OctavoError
 from octavo.formats.architecture import Architecture
 from octavo.formats.bundle import CONFIG_FILE, GENERATION_CONFIG_FILE, read_json
 from octavo.formats.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ from services.inference.outbox import Outbox
 from services.inference.sampler import Sampling
 from services.inference.score_session import ScoreSession
 from services.inference.sequence import Sequence
+from services.inference.tensor_model import TensorModel
 from services.inference.transcript import Transcript
 
 PROMPT_CHARACTER_LIMIT = 1 << 20
@@ -67,7 +68,7 @@ def precision_word(precision: Precision.ValueType) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """What a bundle became: everything that answering takes. `capacity` in tokens, prompt and completion together."""
+    """What a bundle of text became: all that answering takes. `capacity` in tokens, prompt and completion together."""
 
     directory: Path
     architecture: Architecture
@@ -80,6 +81,15 @@ class LoadedModel:
     capacity: int
     cache_size_bytes: int
     conformance_count: int
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can answer."""
+        return self.engine.is_alive
+
+    def stop(self) -> None:
+        """Ends what still runs, and frees its thread."""
+        self.engine.stop()
 
     def prompt(self, request: GenerateRequest | StreamGenerateRequest) -> NDArray[np.int64]:
         """The prompt's tokens, int64 [n] with n from 1 to capacity - 1. Raises InvalidArgument with the right field."""
@@ -185,22 +195,22 @@ class ServedModel:
         self.ready_s: float | None = None
         self.load_s = 0.0
         self._begin_s = perf_counter()
-        self._loaded: LoadedModel | None = None
+        self._loaded: LoadedModel | TensorModel | None = None
         self._leases = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def is_ready(self) -> bool:
-        is_loaded = self._loaded is not None and self._loaded.engine.is_alive
+        is_loaded = self._loaded is not None and self._loaded.is_alive
         return is_loaded and self.state == ServedModelState.SERVED_MODEL_STATE_READY
 
     @property
-    def loaded(self) -> LoadedModel | None:
+    def loaded(self) -> LoadedModel | TensorModel | None:
         """What answers, once it is loaded."""
         return self._loaded
 
-    def ready(self, loaded: LoadedModel) -> None:
+    def ready(self, loaded: LoadedModel | TensorModel) -> None:
         """Lets it answer from now on."""
         self._loaded = loaded
         self.state = ServedModelState.SERVED_MODEL_STATE_READY
@@ -214,7 +224,30 @@ class ServedModel:
 
     @contextmanager
     def lease(self) -> Iterator[LoadedModel]:
-        """Keeps it in memory while a request uses it. Only for a model that is ready."""
+        """Keeps it in memory while a request for text uses it. Only for a model that is ready.
+
+        Raises FailedPrecondition for a model of tensors.
+        """
+        with self._held() as loaded:
+            if not isinstance(loaded, LoadedModel):
+                raise FailedPrecondition(
+                    Reason.REASON_NOT_A_LANGUAGE_MODEL,
+                    f"{self.key.version} takes and gives tensors, not text; call ModelInfer of "
+                    "inference.GRPCInferenceService",
+                    version=self.key.version,
+                )
+            yield loaded
+
+    @contextmanager
+    def lease_tensors(self) -> Iterator[TensorModel]:
+        """The same for a request of tensors. Only for a model of tensors that is ready."""
+        with self._held() as loaded:
+            if not isinstance(loaded, TensorModel):
+                raise AssertionError(f"{self.key.version} is a model of text")
+            yield loaded
+
+    @contextmanager
+    def _held(self) -> Iterator[LoadedModel | TensorModel]:
         if self._loaded is None:
             raise AssertionError("leased before it was loaded")
         self._leases += 1
@@ -232,7 +265,7 @@ class ServedModel:
         if self._loaded:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), patience_s)
-            await asyncio.to_thread(self._loaded.engine.stop)
+            await asyncio.to_thread(self._loaded.stop)
             self._loaded = None
 
 

@@ -12,6 +12,8 @@ class InferenceSettings(ProgramSettings):
     """Settings of the inference server."""
 
     port: int = PORTS["inference"]
+    max_message_bytes: int = 64 << 20
+    """The largest message to receive, in bytes: a request's tensors travel in one."""
     slots: int = 32
     """Most sequences that run at the same time, for each served model."""
     waiting_limit: int = 256
@@ -31,6 +33,17 @@ class InferenceSettings(ProgramSettings):
     """Most stream messages to write per second and served model, first and last ones not counted: tokens that come
     faster travel together."""
 
+    batch_rows: int = 32
+    """Most rows of one run of a tensor model, where its version says nothing itself."""
+    batch_delay_us: int = 0
+    """How long a request for a tensor model waits for company, in microseconds, where its version says nothing itself.
+    With 0 those share a run that came while the one before ran."""
+    repository_control: bool = True
+    """Lets clients of the Open Inference Protocol load and unload models: they create and delete deployments in the
+    registry with this server's key. Switch it off where callers of inference may not do that."""
+    tensor_model_limit_bytes: int = 4 << 30
+    """The largest tensor model to load: all files of its version together, in bytes."""
+
     def __post_init__(self) -> None:
         """Refuses what cannot work. Raises SettingsError."""
         super().__post_init__()
@@ -38,6 +51,8 @@ class InferenceSettings(ProgramSettings):
             value = getattr(self, name)
             if not 1 <= value <= most:
                 raise SettingsError(f"{name} {value} is not between 1 and {most}")
+        if not 0 <= self.batch_delay_us <= 10_000_000:
+            raise SettingsError(f"batch_delay_us {self.batch_delay_us} is not between 0 and 10000000")
         if not 0 <= self.threads <= 1024:
             raise SettingsError(f"threads {self.threads} is not between 0 and 1024; 0 takes what there is")
 
@@ -54,4 +69,6 @@ _MOST = {
     "cache_limit_bytes": 1 << 50,
     "chunk_tokens": 1 << 16,
     "messages_per_s": 1_000_000,
+    "batch_rows": 1 << 16,
+    "tensor_model_limit_bytes": 1 << 50,
 }

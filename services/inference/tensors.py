@@ -1,101 +1,150 @@
-"""The Open Inference Protocol's tensors of text: read into our requests, written as its answers.
+"""The Open Inference Protocol's tensors: from the wire into arrays, and from arrays onto the wire.
 
-BYTES travel as little-endian length (32 bits) and bytes, element by element, or typed. What clients send as
-parameters is read leniently: older ones know no floating-point parameters and send text.
+Elements come as raw little-endian bytes (BYTES: a length of 32 bits before each element) or typed; they leave raw,
+since clients read nothing else. Knows nothing of models: whether a tensor is the right one is asked elsewhere.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from octavo.errors import InvalidArgument, Unimplemented
 from octavo.open_inference.open_inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from octavo.v1.errors_pb2 import Reason
-from octavo.v1.inference_pb2 import GenerateRequest, StreamGenerateRequest
+from services.inference.datatypes import BY_DTYPE, BY_NAME, Datatype
 
-INPUT, OUTPUT = "text_input", "text_output"
+Array = NDArray[Any]
+InputTensor = ModelInferRequest.InferInputTensor
 
+RANK_LIMIT = 32
 _LENGTH_BYTES = 4
-_RESERVED = ("triton_", "sequence_", "binary_data_output", "headers", "priority", "timeout")
 
 
-def read(request: ModelInferRequest, asked: GenerateRequest | StreamGenerateRequest) -> None:
-    """Fills prompt and parameters of `asked`. Raises InvalidArgument naming what is wrong."""
-    if len(request.inputs) != 1 or request.inputs[0].name != INPUT or request.inputs[0].datatype != "BYTES":
-        raise InvalidArgument.field("inputs", f"send one input, {INPUT!r}, of datatype BYTES and shape [1]")
-    if request.inputs[0].parameters:
-        raise Unimplemented(Reason.REASON_NOT_IMPLEMENTED, "shared memory is not served; send the bytes themselves")
-    elements = _raw(request.raw_input_contents[0]) if request.raw_input_contents else _typed(request)
-    if len(elements) != 1:
-        raise InvalidArgument.field("inputs[0]", f"{len(elements)} texts; send one in each request")
-    try:
-        asked.prompt = elements[0].decode()
-    except UnicodeDecodeError as error:
-        raise InvalidArgument.field("inputs[0]", f"not UTF-8 at byte {error.start}") from None
-    for name, parameter in request.parameters.items():
-        if not name.startswith(_RESERVED):
-            _set(asked, name, parameter)
+def read(request: ModelInferRequest) -> dict[str, Array]:
+    """The inputs by name, in the order sent; BYTES as objects of `bytes`.
+
+    Raises InvalidArgument where a tensor contradicts itself, Unimplemented for shared memory.
+    """
+    raw = enumerate(request.raw_input_contents)
+    is_raw = bool(request.raw_input_contents)
+    arrays: dict[str, Array] = {}
+    for index, tensor in enumerate(request.inputs):
+        field = f"inputs[{index}]"
+        if tensor.name in arrays:
+            raise InvalidArgument.field(f"{field}.name", f"{tensor.name!r} is there twice")
+        refuse_shared_memory(tensor.parameters, field)
+        datatype, shape = _datatype(tensor, field), _shape(tensor, field)
+        if is_raw and tensor.HasField("contents"):
+            raise InvalidArgument.field(f"{field}.contents", "raw_input_contents is set too; send one of them")
+        arrays[tensor.name] = (
+            _from_raw(raw, datatype, shape, field) if is_raw else _typed(tensor, datatype, shape, field)
+        )
+    if left := sum(1 for _ in raw):
+        given = len(request.raw_input_contents)
+        raise InvalidArgument.field("raw_input_contents", f"{given} entries, of which {left} belong to no input")
+    return arrays
 
 
-def answer(request: ModelInferRequest, version: str, texts: list[str]) -> ModelInferResponse:
-    """An answer with one BYTES tensor; `version` is `models/poet/versions/3`, or empty for the request's own."""
-    content = b"".join(len(data := text.encode()).to_bytes(_LENGTH_BYTES, "little") + data for text in texts)
-    number = version.rpartition("/")[2] or request.model_version
-    output = ModelInferResponse.InferOutputTensor(name=OUTPUT, datatype="BYTES", shape=[len(texts)])
-    return ModelInferResponse(
-        model_name=request.model_name,
-        model_version=number,
-        id=request.id,
-        outputs=[output],
-        raw_output_contents=[content],
-    )
+def add_output(response: ModelInferResponse, name: str, array: Array) -> None:
+    """Adds an output to an answer, in raw bytes. Objects are `str` or `bytes`."""
+    datatype = BY_DTYPE[array.dtype]
+    response.outputs.add(name=name, datatype=datatype.name, shape=array.shape)
+    response.raw_output_contents.append(framed(array) if datatype.name == "BYTES" else array.tobytes())
 
 
-def _typed(request: ModelInferRequest) -> list[bytes]:
-    return list(request.inputs[0].contents.bytes_contents)
+def refuse_shared_memory(parameters: Mapping[str, InferParameter], field: str) -> None:
+    """Raises Unimplemented where a tensor lies in shared memory."""
+    if any(name.startswith("shared_memory") for name in parameters):
+        raise Unimplemented(
+            Reason.REASON_NOT_IMPLEMENTED, f"{field}: shared memory is not served; send the bytes themselves"
+        )
 
 
-def _raw(content: bytes) -> list[bytes]:
+def framed(array: Array) -> bytes:
+    """BYTES elements in row-major order, each behind its length."""
+    parts: list[bytes] = []
+    for element in array.flat:
+        data = element.encode() if isinstance(element, str) else bytes(element)
+        parts += (len(data).to_bytes(_LENGTH_BYTES, "little"), data)
+    return b"".join(parts)
+
+
+def _datatype(tensor: InputTensor, field: str) -> Datatype:
+    if tensor.datatype not in BY_NAME:
+        raise InvalidArgument.field(
+            f"{field}.datatype", f"{tensor.datatype!r} is not a datatype; there are {', '.join(BY_NAME)}"
+        )
+    return BY_NAME[tensor.datatype]
+
+
+def _shape(tensor: InputTensor, field: str) -> tuple[int, ...]:
+    shape = tuple(tensor.shape)
+    if len(shape) > RANK_LIMIT:
+        raise InvalidArgument.field(f"{field}.shape", f"{len(shape)} dimensions are more than {RANK_LIMIT}")
+    if any(size < 0 for size in shape):
+        raise InvalidArgument.field(f"{field}.shape", f"{list(shape)} has a negative size; send the sizes as they are")
+    return shape
+
+
+def _from_raw(raw: Iterator[tuple[int, bytes]], datatype: Datatype, shape: tuple[int, ...], field: str) -> Array:
+    index, content = next(raw, (-1, b""))
+    if index < 0:
+        raise InvalidArgument.field("raw_input_contents", f"has no entry for {field}; send one for each input")
+    place = f"raw_input_contents[{index}]"
+    if datatype.name == "BYTES":
+        return _objects(_elements(content, place), shape, field)
+    expected = prod(shape) * datatype.dtype.itemsize
+    if len(content) != expected:
+        raise InvalidArgument.field(
+            place, f"{len(content)} bytes, where {datatype.name} {list(shape)} takes {expected} ({field})"
+        )
+    if datatype.name == "BOOL":  # any byte but 0 is true; NumPy itself would keep the byte
+        return np.not_equal(np.frombuffer(content, np.uint8), 0).reshape(shape)
+    little = datatype.dtype.newbyteorder("<") if datatype.name != "BF16" else datatype.dtype
+    return np.frombuffer(content, little).reshape(shape)
+
+
+def _elements(content: bytes, place: str) -> list[bytes]:
     elements, at = [], 0
     while at < len(content):
         size = int.from_bytes(content[at : at + _LENGTH_BYTES], "little")
         at += _LENGTH_BYTES
         if at + size > len(content):
-            raise InvalidArgument.field("raw_input_contents[0]", f"an element of {size} bytes goes beyond the end")
+            raise InvalidArgument.field(place, f"an element of {size} bytes goes beyond the end")
         elements.append(content[at : at + size])
         at += size
     return elements
 
 
-def _whole(value: Any) -> int:
-    number = float(value)
-    if number != int(number):
-        raise ValueError
-    return int(value)
-
-
-def _truth(value: Any) -> bool:
-    return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
-
-
-_READERS: Mapping[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("temperature", "top_p", "min_p"), float),
-    **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), float),
-    **dict.fromkeys(("top_k", "seed", "max_tokens"), _whole),
-    **dict.fromkeys(("ignore_eos", "echo"), _truth),
-}
-
-
-def _set(asked: GenerateRequest | StreamGenerateRequest, name: str, parameter: InferParameter) -> None:
-    kind = parameter.WhichOneof("parameter_choice")
-    value = getattr(parameter, kind) if kind else ""
-    field = f"parameters[{name!r}]"
-    if name == "stop":
-        asked.parameters.stop.append(str(value))
-        return
-    if name not in _READERS:
-        known = ", ".join(sorted((*_READERS, "stop")))
-        raise InvalidArgument.field(field, f"is not a parameter; there are {known}", reason=Reason.REASON_UNKNOWN_FIELD)
+def _typed(tensor: InputTensor, datatype: Datatype, shape: tuple[int, ...], field: str) -> Array:
+    filled = [entry.name for entry, _ in tensor.contents.ListFields()]
+    if not datatype.contents:
+        raise InvalidArgument.field(f"{field}.contents", f"{datatype.name} is sent as raw_input_contents only")
+    if strays := [name for name in filled if name != datatype.contents]:
+        raise InvalidArgument.field(
+            f"{field}.contents.{strays[0]}", f"{datatype.name} is sent as {datatype.contents} or as raw_input_contents"
+        )
+    values = getattr(tensor.contents, datatype.contents)
+    if datatype.name == "BYTES":
+        return _objects(list(values), shape, field)
+    if len(values) != prod(shape):
+        raise InvalidArgument.field(f"{field}.contents", _count(len(values), shape))
     try:
-        setattr(asked.parameters, name, _READERS[name](value))
-    except (ValueError, KeyError, OverflowError):
-        raise InvalidArgument.field(field, f"{value!r} is not a value of it") from None
+        return np.array(values, datatype.dtype).reshape(shape)
+    except OverflowError as error:
+        raise InvalidArgument.field(f"{field}.contents", f"not {datatype.name}: {error}") from None
+
+
+def _objects(elements: list[bytes], shape: tuple[int, ...], field: str) -> Array:
+    if len(elements) != prod(shape):
+        raise InvalidArgument.field(field, _count(len(elements), shape))
+    array = np.empty(len(elements), np.object_)
+    array[:] = elements
+    return array.reshape(shape)
+
+
+def _count(found: int, shape: tuple[int, ...]) -> str:
+    return f"{found} elements, where its shape {list(shape)} has {prod(shape)}"
