@@ -60,7 +60,7 @@ class _Precision:
 class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PRECISION_UNSPECIFIED: _Precision.ValueType  # 0
-    """The version's first: fp32, unless it has others and the server prefers them."""
+    """The server's choice: fp32, unless the version has others and the server prefers them."""
     PRECISION_FP32: _Precision.ValueType  # 1
     """32-bit floating point."""
     PRECISION_FP16: _Precision.ValueType  # 2
@@ -76,7 +76,7 @@ class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
     """In which numbers a model computes."""
 
 PRECISION_UNSPECIFIED: Precision.ValueType  # 0
-"""The version's first: fp32, unless it has others and the server prefers them."""
+"""The server's choice: fp32, unless the version has others and the server prefers them."""
 PRECISION_FP32: Precision.ValueType  # 1
 """32-bit floating point."""
 PRECISION_FP16: Precision.ValueType  # 2
@@ -189,6 +189,7 @@ class DeploymentTarget(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     RESOLVED_VERSION_FIELD_NUMBER: _builtins.int
+    ON_DEMAND_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """What to serve: `models/poet/versions/3`, or `models/poet@champion` to follow an alias. A model alone is refused."""
     weight: _builtins.int
@@ -196,9 +197,16 @@ class DeploymentTarget(_message.Message):
     it unset.
     """
     precision: Global___Precision.ValueType
-    """In which precision."""
+    """In which precision. Unspecified: the first of the server's `precisions` that the version has a graph in, fp32
+    unless it is told otherwise; where it has none of these, the first that it has, in the order of the enum.
+    """
     resolved_version: _builtins.str
     """The version that `version` names now: `models/poet/versions/3`."""
+    on_demand: _builtins.bool
+    """Held in memory only while it is used: it is loaded once and verified, leaves memory when others need that or
+    nobody has asked for it for long, and its next request waits until it is loaded again. More can be served so
+    than fits in memory. A target without traffic (weight 0 beside others) is held in this way too.
+    """
     def __init__(
         self,
         *,
@@ -206,10 +214,11 @@ class DeploymentTarget(_message.Message):
         weight: _builtins.int = ...,
         precision: Global___Precision.ValueType = ...,
         resolved_version: _builtins.str = ...,
+        on_demand: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["precision", b"precision", "resolved_version", b"resolved_version", "version", b"version", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["on_demand", b"on_demand", "precision", b"precision", "resolved_version", b"resolved_version", "version", b"version", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -152,6 +152,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """It takes and gives tensors: only the Open Inference Protocol can ask it."""
     REASON_REPOSITORY_FIXED: _Reason.ValueType  # 309
     """This server neither loads nor unloads at a client's wish."""
+    REASON_MEMORY_FULL: _Reason.ValueType  # 320
+    """The model needs more memory than the server's budget has; the message has the numbers."""
+    REASON_BUNDLE_CACHE_FULL: _Reason.ValueType  # 321
+    """No room is left on the disk of the inference server for the files of a version."""
     REASON_FILE_NOT_FOUND: _Reason.ValueType  # 400
     """Inspector.
 
@@ -325,6 +329,10 @@ REASON_NOT_A_LANGUAGE_MODEL: Reason.ValueType  # 308
 """It takes and gives tensors: only the Open Inference Protocol can ask it."""
 REASON_REPOSITORY_FIXED: Reason.ValueType  # 309
 """This server neither loads nor unloads at a client's wish."""
+REASON_MEMORY_FULL: Reason.ValueType  # 320
+"""The model needs more memory than the server's budget has; the message has the numbers."""
+REASON_BUNDLE_CACHE_FULL: Reason.ValueType  # 321
+"""No room is left on the disk of the inference server for the files of a version."""
 REASON_FILE_NOT_FOUND: Reason.ValueType  # 400
 """Inspector.
 

@@ -40,6 +40,10 @@ class _ServedModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Serv
     """It finishes what it has begun and takes nothing new."""
     SERVED_MODEL_STATE_FAILED: _ServedModelState.ValueType  # 5
     """It was refused; `failure` says why."""
+    SERVED_MODEL_STATE_WAITING: _ServedModelState.ValueType  # 6
+    """It lacks something that may come: memory, room on the disk, the registry; `failure` says what. It is tried again."""
+    SERVED_MODEL_STATE_UNLOADED: _ServedModelState.ValueType  # 7
+    """It was verified here and has left memory; its next request loads it again."""
 
 class ServedModelState(_ServedModelState, metaclass=_ServedModelStateEnumTypeWrapper):
     """Where a served model is on its way."""
@@ -56,6 +60,10 @@ SERVED_MODEL_STATE_DRAINING: ServedModelState.ValueType  # 4
 """It finishes what it has begun and takes nothing new."""
 SERVED_MODEL_STATE_FAILED: ServedModelState.ValueType  # 5
 """It was refused; `failure` says why."""
+SERVED_MODEL_STATE_WAITING: ServedModelState.ValueType  # 6
+"""It lacks something that may come: memory, room on the disk, the registry; `failure` says what. It is tried again."""
+SERVED_MODEL_STATE_UNLOADED: ServedModelState.ValueType  # 7
+"""It was verified here and has left memory; its next request loads it again."""
 Global___ServedModelState: _TypeAlias = ServedModelState  # noqa: Y015
 
 class _FinishReason:
@@ -148,6 +156,18 @@ class ServedModel(_message.Message):
     LOAD_DURATION_FIELD_NUMBER: _builtins.int
     READY_TIME_FIELD_NUMBER: _builtins.int
     CONFORMANCE_COUNT_FIELD_NUMBER: _builtins.int
+    ON_DEMAND_FIELD_NUMBER: _builtins.int
+    WEIGHTS_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    LONGEST_WAIT_DURATION_FIELD_NUMBER: _builtins.int
+    REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    FAILED_REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    LAST_REQUEST_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`servedModels/{model}.{version}.{precision}`, such as `servedModels/poet.3.fp32`."""
     version: _builtins.str
@@ -159,7 +179,7 @@ class ServedModel(_message.Message):
     state: Global___ServedModelState.ValueType
     """Where it is on its way."""
     failure: _builtins.str
-    """Why it was refused, for people; empty unless the state is FAILED."""
+    """Why it was refused, or what it waits for, for people; empty unless the state is FAILED or WAITING."""
     family: _builtins.str
     """Model family: `gpt2`, `llama` or `qwen3`; empty for a model of tensors, which only the Open Inference Protocol
     asks.
@@ -184,6 +204,30 @@ class ServedModel(_message.Message):
     """Memory of the key-value cache in bytes."""
     conformance_count: _builtins.int
     """Conformance vectors that held on this machine before it became READY; 0 for a model of tensors: none come with it."""
+    on_demand: _builtins.bool
+    """Whether it may leave memory while nobody uses it, since every deployment that asks for it says on demand or
+    gives it no traffic.
+    """
+    weights_size_bytes: _builtins.int
+    """Memory of its weights in bytes: an estimate from the sizes of its files."""
+    memory_size_bytes: _builtins.int
+    """Memory that is kept for it of the server's budget in bytes: weights, cache and what working takes. Before it is
+    loaded, what it will need, once its files are there; 0 while it is UNLOADED.
+    """
+    completion_tokens_per_second: _builtins.float
+    """Tokens generated per second, over the last ten seconds."""
+    prompt_tokens_per_second: _builtins.float
+    """Tokens of prompts read per second, over the last ten seconds."""
+    request_count: _builtins.int
+    """Sequences that are over since it was loaded, failed ones included."""
+    failed_request_count: _builtins.int
+    """Those of them that ended with an error, a refusal or a cancellation."""
+    prompt_token_count: _builtins.int
+    """Tokens of prompts read since it was loaded."""
+    cached_token_count: _builtins.int
+    """Tokens of prompts that were still in the cache, and so not read again, since it was loaded."""
+    completion_token_count: _builtins.int
+    """Tokens generated since it was loaded."""
     @_builtins.property
     def deployments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The deployments that ask for it, `deployments/{deployment}`, by name."""
@@ -195,6 +239,14 @@ class ServedModel(_message.Message):
     @_builtins.property
     def ready_time(self) -> _timestamp_pb2.Timestamp:
         """When it became READY; absent before."""
+
+    @_builtins.property
+    def longest_wait_duration(self) -> _duration_pb2.Duration:
+        """How long the sequence that has waited longest for a slot has waited; absent while none waits."""
+
+    @_builtins.property
+    def last_request_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last asked for anything; absent before the first request."""
 
     def __init__(
         self,
@@ -219,10 +271,22 @@ class ServedModel(_message.Message):
         load_duration: _duration_pb2.Duration | None = ...,
         ready_time: _timestamp_pb2.Timestamp | None = ...,
         conformance_count: _builtins.int = ...,
+        on_demand: _builtins.bool = ...,
+        weights_size_bytes: _builtins.int = ...,
+        memory_size_bytes: _builtins.int = ...,
+        completion_tokens_per_second: _builtins.float = ...,
+        prompt_tokens_per_second: _builtins.float = ...,
+        longest_wait_duration: _duration_pb2.Duration | None = ...,
+        request_count: _builtins.int = ...,
+        failed_request_count: _builtins.int = ...,
+        prompt_token_count: _builtins.int = ...,
+        cached_token_count: _builtins.int = ...,
+        completion_token_count: _builtins.int = ...,
+        last_request_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load_duration", b"load_duration", "ready_time", b"ready_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_request_time", b"last_request_time", "load_duration", b"load_duration", "longest_wait_duration", b"longest_wait_duration", "ready_time", b"ready_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_size_bytes", b"cache_size_bytes", "conformance_count", b"conformance_count", "context_length", b"context_length", "deployments", b"deployments", "device", b"device", "failure", b"failure", "family", b"family", "layer_count", b"layer_count", "load_duration", b"load_duration", "name", b"name", "parameter_count", b"parameter_count", "precision", b"precision", "ready_time", b"ready_time", "running_count", b"running_count", "slot_count", b"slot_count", "state", b"state", "version", b"version", "vocabulary_size", b"vocabulary_size", "waiting_count", b"waiting_count", "waiting_limit", b"waiting_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_size_bytes", b"cache_size_bytes", "cached_token_count", b"cached_token_count", "completion_token_count", b"completion_token_count", "completion_tokens_per_second", b"completion_tokens_per_second", "conformance_count", b"conformance_count", "context_length", b"context_length", "deployments", b"deployments", "device", b"device", "failed_request_count", b"failed_request_count", "failure", b"failure", "family", b"family", "last_request_time", b"last_request_time", "layer_count", b"layer_count", "load_duration", b"load_duration", "longest_wait_duration", b"longest_wait_duration", "memory_size_bytes", b"memory_size_bytes", "name", b"name", "on_demand", b"on_demand", "parameter_count", b"parameter_count", "precision", b"precision", "prompt_token_count", b"prompt_token_count", "prompt_tokens_per_second", b"prompt_tokens_per_second", "ready_time", b"ready_time", "request_count", b"request_count", "running_count", b"running_count", "slot_count", b"slot_count", "state", b"state", "version", b"version", "vocabulary_size", b"vocabulary_size", "waiting_count", b"waiting_count", "waiting_limit", b"waiting_limit", "weights_size_bytes", b"weights_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,12 +13,16 @@ from octavo.open_inference import open_inference_pb2_grpc
 from octavo.serving import Service, Telemetry
 from octavo.v1 import inference_pb2_grpc
 from services.inference.bundle_cache import BundleCache
+from services.inference.catalog import Catalog
 from services.inference.deployments import Deployments, server_name
 from services.inference.loader import Loader
+from services.inference.memory_budget import MemoryBudget
 from services.inference.metrics import InferenceCollector
 from services.inference.open_inference_servicer import OpenInferenceServicer
 from services.inference.outbox import Courier
+from services.inference.precisions import Preferences
 from services.inference.repository import Repository
+from services.inference.residency import Residency
 from services.inference.roster import Roster
 from services.inference.served_model import ServedModel
 from services.inference.servicer import InferenceServicer
@@ -47,7 +51,8 @@ class _Program:
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
         self._settings = settings
         self._telemetry = telemetry
-        self._roster = Roster()
+        self._preferences = Preferences(settings.precisions)
+        self._roster = Roster(self._preferences)
         self._deployments: Deployments | None = None
         self._repository: Repository | None = None
 
@@ -67,7 +72,7 @@ class _Program:
         collector = InferenceCollector(self._roster)
         self._telemetry.collector.register(collector)
         async with AsyncClient(Addresses(registry=self._settings.registry), api_key=self._settings.api_key) as client:
-            self._deployments = self._assembled(client)
+            self._deployments, residency = self._assembled(client)
             if self._settings.repository_control:
                 self._repository = Repository(client, server_name(self._settings.port), self._roster)
             following = asyncio.create_task(self._deployments.run(), name="deployments")
@@ -77,22 +82,33 @@ class _Program:
                 following.cancel()
                 with suppress(asyncio.CancelledError):
                     await following
-                await self._deployments.close()
+                await residency.close()
                 self._telemetry.collector.unregister(collector)
 
-    def _assembled(self, client: AsyncClient) -> Deployments:
-        courier = Courier(asyncio.get_running_loop())
-        return Deployments(
+    def _assembled(self, client: AsyncClient) -> tuple[Deployments, Residency]:
+        settings = self._settings
+        catalog = Catalog(client)
+        residency = Residency(
+            roster=self._roster,
+            catalog=catalog,
+            bundles=BundleCache(settings.data_dir / "inference" / "bundles", partial(transfer.download, client.blobs)),
+            loader=Loader(settings, Courier(asyncio.get_running_loop()), self._telemetry.logger),
+            budget=MemoryBudget(settings.memory_budget_bytes),
+            logger=self._telemetry.logger,
+            drain_s=settings.drain_s,
+            keep_alive_s=settings.keep_alive_s,
+            patience_s=settings.load_patience_s,
+        )
+        deployments = Deployments(
             client=client,
             roster=self._roster,
-            bundles=BundleCache(
-                self._settings.data_dir / "inference" / "bundles", partial(transfer.download, client.blobs)
-            ),
-            loader=Loader(self._settings, courier, self._telemetry.logger),
+            catalog=catalog,
+            residency=residency,
+            preferences=self._preferences,
             telemetry=self._telemetry,
-            drain_s=self._settings.drain_s,
-            server=server_name(self._settings.port),
+            server=server_name(settings.port),
         )
+        return deployments, residency
 
     async def _find(self, reference: str) -> ServedModel:
         if self._deployments is None:

@@ -1,7 +1,7 @@
-"""Makes it so: follows the deployments that the registry wants, loads and drains versions, reports back.
+"""Makes it so: follows the deployments that the registry wants, routes their traffic, reports back.
 
-A deployment's routes change only when all its new targets are ready; until then, and where one is refused, the old
-ones go on. Runs on the event loop; loading happens in threads.
+A deployment's routes change only when all its new targets can answer; until then, and where one is refused, the old
+ones go on. Runs on the event loop; what is in memory is `residency`'s affair.
 """
 
 import asyncio
@@ -11,26 +11,24 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from octavo.client import AsyncClient
-from octavo.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound, OctavoError, Unavailable
+from octavo.errors import DeadlineExceeded, FailedPrecondition, NotFound, OctavoError, ResourceExhausted, Unavailable
 from octavo.serving import Telemetry
 from octavo.v1.deployments_pb2 import (
     Deployment,
     DeploymentState,
     DeploymentStatus,
-    Precision,
     ReportDeploymentStatusRequest,
     WatchDeploymentsRequest,
 )
 from octavo.v1.errors_pb2 import Reason
 from octavo.v1.inference_pb2 import ServedModelState
-from octavo.v1.registry_pb2 import GetVersionRequest, ResolveVersionRequest
-from services.inference.bundle_cache import BundleCache
-from services.inference.loader import Loader
+from octavo.v1.registry_pb2 import ResolveVersionRequest
+from services.inference.catalog import Catalog
+from services.inference.precisions import Preferences
+from services.inference.residency import RETRY_S, Residency
 from services.inference.roster import Roster, Target
 from services.inference.served_model import Key, ServedModel
 
-RETRY_S = 1.0
-"""How long to wait before asking again a registry that did not answer, in seconds."""
 MESSAGE_CHARACTERS = 2000
 CHECK_S = 1.0
 """How often engines are looked after, in seconds."""
@@ -44,26 +42,25 @@ class Deployments:
         *,
         client: AsyncClient,
         roster: Roster,
-        bundles: BundleCache,
-        loader: Loader,
+        catalog: Catalog,
+        residency: Residency,
+        preferences: Preferences,
         telemetry: Telemetry,
-        drain_s: float,
         server: str,
     ) -> None:
         self._client = client
         self._roster = roster
-        self._bundles = bundles
-        self._loader = loader
+        self._catalog = catalog
+        self._residency = residency
+        self._preferences = preferences
         self._logger = telemetry.logger
-        self._drain_s = drain_s
         self._wanted: dict[str, Deployment] = {}
         self._statuses: dict[str, DeploymentStatus] = {}
         self._unreported: asyncio.Queue[str] = asyncio.Queue()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loading = asyncio.Lock()
         self._server = server
         self.is_settled = False
         """Whether everything that was wanted at the start is ready or refused."""
+        residency.changed = self._settle
 
     async def run(self) -> None:
         """Follows the registry until cancelled."""
@@ -71,15 +68,17 @@ class Deployments:
             for work in (self._watch, self._report, self._look_after):
                 group.create_task(self._persist(work))
 
-    async def close(self) -> None:
-        """Stops every engine; what they still do is cut off."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(served.drain(0) for served in self._roster.models.values()))
-
     async def find(self, reference: str) -> ServedModel:
-        """Who answers to a name. Asks the registry only where nothing here does. Raises as Roster.find."""
+        """Who answers to a name, ready to be leased at once. Asks the registry only where nothing here answers.
+
+        Raises as Roster.find; Unavailable where a model that is out of memory does not come back in time.
+        """
+        while True:
+            served = await self._named(reference)
+            if await self._residency.reach(served):
+                return served
+
+    async def _named(self, reference: str) -> ServedModel:
         try:
             return self._roster.find(reference)
         except NotFound as error:
@@ -89,8 +88,7 @@ class Deployments:
                 version = await self._client.registry.ResolveVersion(ResolveVersionRequest(reference=reference))
             except Unavailable:
                 raise error from None
-        served = self._roster.models.get(Key(version.name, Precision.PRECISION_FP32))
-        if served is None:
+        if not any(key.version == version.name for key in self._roster.models):
             raise FailedPrecondition(
                 Reason.REASON_MODEL_NOT_SERVED,
                 f"{reference} is {version.name}, which no deployment serves; create a deployment of it, then ask again",
@@ -122,21 +120,26 @@ class Deployments:
                 case "snapshot_complete" if snapshot is not None:
                     self._wanted, snapshot = snapshot, None
             if snapshot is None:
+                targets = (target for deployment in self._wanted.values() for target in deployment.targets)
+                await self._catalog.learn(target.resolved_version for target in targets if target.resolved_version)
                 self._reconcile()
 
     def _reconcile(self) -> None:
         """Starts what is wanted and missing, switches what is ready, drains what nobody wants any more."""
         for name, deployment in self._wanted.items():
-            targets = tuple(_targets(deployment))
+            targets = tuple(self._targets(deployment))
+            self._roster.pending[name] = targets
             is_new = self._statuses.get(name, DeploymentStatus()).revision != deployment.revision
             for target in targets:
                 served = self._roster.models.get(target.key)
                 if served is None or (served.failure and is_new):
-                    self._start(target.key)
-            self._roster.pending[name] = targets
-        for table in (self._roster.routes, self._roster.pending, self._statuses):
-            for name in table.keys() - self._wanted.keys():
-                del table[name]
+                    self._residency.start(target.key)
+                elif not target.may_leave:
+                    self._residency.wake(served)
+        for name in self._statuses.keys() - self._wanted.keys():
+            del self._statuses[name]
+        for name in (self._roster.routes.keys() | self._roster.pending.keys()) - self._wanted.keys():
+            self._roster.forget(name)
         self._settle()
 
     def _settle(self) -> None:
@@ -154,25 +157,17 @@ class Deployments:
             for target in targets
         }
         for key in self._roster.models.keys() - used:
-            self._drop(key)
+            self._residency.drop(key)
         states = [status.state for status in self._statuses.values()]
         self.is_settled = self.is_settled or DeploymentState.DEPLOYMENT_STATE_LOADING not in states
 
     def _switch(self, name: str, deployment: Deployment) -> None:
         """Gives the traffic to the new targets if all are ready, and notes how far the deployment is."""
         targets = self._roster.pending.get(name)
-        state, message = DeploymentState.DEPLOYMENT_STATE_READY, ""
-        if targets is not None:
-            models = [self._roster.models[target.key] for target in targets]
-            failures = [f"{served.key.version}: {served.failure}" for served in models if served.failure]
-            if targets and all(served.is_ready for served in models):
-                self._roster.routes[name] = targets
-                del self._roster.pending[name]
-            elif failures or not targets:
-                state = DeploymentState.DEPLOYMENT_STATE_FAILED
-                message = "; ".join(failures) or "its targets name no version; set the alias that they follow"
-            else:
-                state = DeploymentState.DEPLOYMENT_STATE_LOADING
+        if targets and all(self._can_answer(target) for target in targets):
+            self._roster.routes[name] = targets
+            del self._roster.pending[name]
+        state, message = self._outlook(name)
         status = DeploymentStatus(
             server=self._server,
             revision=deployment.revision,
@@ -184,54 +179,26 @@ class Deployments:
             self._statuses[name] = status
             self._unreported.put_nowait(name)
 
-    def _start(self, key: Key) -> None:
-        served = ServedModel(key)
-        self._roster.models[key] = served
-        self._spawn(self._load(served))
+    def _can_answer(self, target: Target) -> bool:
+        served = self._roster.models[target.key]
+        return served.is_available if target.may_leave else served.is_ready
 
-    def _drop(self, key: Key) -> None:
-        served = self._roster.models.pop(key)
-        self._roster.draining.append(served)
-        self._spawn(self._drain(served))
-
-    async def _drain(self, served: ServedModel) -> None:
-        await served.drain(self._drain_s)
-        self._roster.draining.remove(served)
-        self._logger.info("unloaded", extra={"version": served.key.version})
-        async with self._loading:  # not while a download is under way
-            models = [*self._roster.models.values(), *self._roster.draining]
-            directories = {model.loaded.directory for model in models if model.loaded}
-            await asyncio.to_thread(self._bundles.keep_only, directories)
-
-    async def _load(self, served: ServedModel) -> None:
-        while self._roster.models.get(served.key) is served:
-            try:
-                async with self._loading:
-                    await self._load_once(served)
-                break
-            except (Unavailable, DeadlineExceeded) as error:
-                self._logger.warning("cannot fetch %s, trying again: %s", served.key.version, error)
-                await asyncio.sleep(RETRY_S)
-            except OctavoError as error:
-                self._logger.error("refused %s: %s", served.key.version, error)
-                served.fail(error)
-                break
-            except Exception as error:
-                self._logger.exception("cannot load %s", served.key.version)
-                served.fail(Internal(Reason.REASON_INTERNAL, f"it cannot be loaded: {error}"))
-                break
-        self._settle()
-
-    async def _load_once(self, served: ServedModel) -> None:
-        version = await self._client.registry.GetVersion(GetVersionRequest(name=served.key.version))
-        directory = await self._bundles.directory(version)
-        served.state = ServedModelState.SERVED_MODEL_STATE_VERIFYING
-        loaded = await asyncio.to_thread(self._loader.load, directory, served.key)
-        if self._roster.models.get(served.key) is not served:
-            await asyncio.to_thread(loaded.stop)  # unwanted before it was ready
-            return
-        served.ready(loaded)
-        self._logger.info("ready", extra={"version": served.key.version, "seconds": round(served.load_s, 3)})
+    def _outlook(self, name: str) -> tuple[DeploymentState.ValueType, str]:
+        """How far a deployment is, and what is to be said about it."""
+        targets = self._roster.pending.get(name, self._roster.routes.get(name, ()))
+        if not targets:
+            return _FAILED, "its targets name no version; set the alias that they follow"
+        models = [self._roster.models[target.key] for target in targets]
+        if failures := [f"{served.key.version}: {served.failure}" for served in models if served.failure]:
+            return _FAILED, "; ".join(failures)
+        obstacles = [served for served in models if served.obstacle]
+        text = "; ".join(f"{served.key.version}: {served.obstacle}" for served in obstacles)
+        if name in self._roster.pending:
+            is_stuck = any(isinstance(served.obstacle, ResourceExhausted) for served in obstacles)
+            return _FAILED if is_stuck and not self._residency.may_find_room() else _LOADING, text
+        unloaded = [served for served in models if served.state == ServedModelState.SERVED_MODEL_STATE_UNLOADED]
+        names = ", ".join(served.key.name.removeprefix("servedModels/") for served in unloaded)
+        return _READY, text or (f"out of memory until asked for: {names}" if names else "")
 
     async def _report(self) -> None:
         """Tells the registry of every change, in order, again and again until it has heard."""
@@ -249,19 +216,23 @@ class Deployments:
                 break
 
     async def _look_after(self) -> None:
-        """Replaces engines that a defect has ended."""
         while True:
             await asyncio.sleep(CHECK_S)
-            for key, served in list(self._roster.models.items()):
-                if served.loaded and not served.loaded.is_alive:
-                    self._logger.error("the engine of %s is gone, loading it again", key.version)
-                    self._start(key)
-                    self._reconcile()
+            if self._residency.look_after():
+                self._reconcile()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _targets(self, deployment: Deployment) -> Iterable[Target]:
+        for target in deployment.targets:
+            if version := target.resolved_version:
+                files = (file.path for file in self._catalog[version].files)
+                precision = target.precision or self._preferences.choose(files)
+                weight = target.weight or (1 if len(deployment.targets) == 1 else 0)
+                yield Target(Key(version, precision), weight, on_demand=target.on_demand)
+
+
+_READY = DeploymentState.DEPLOYMENT_STATE_READY
+_LOADING = DeploymentState.DEPLOYMENT_STATE_LOADING
+_FAILED = DeploymentState.DEPLOYMENT_STATE_FAILED
 
 
 def server_name(port: int) -> str:
@@ -270,11 +241,3 @@ def server_name(port: int) -> str:
     Without a port of its own (0) the process tells servers of one machine apart.
     """
     return f"{socket.gethostname()}:{port}" if port else f"{socket.gethostname()}-{os.getpid()}"
-
-
-def _targets(deployment: Deployment) -> Iterable[Target]:
-    for target in deployment.targets:
-        if target.resolved_version:
-            precision = target.precision or Precision.PRECISION_FP32
-            weight = target.weight or (1 if len(deployment.targets) == 1 else 0)
-            yield Target(Key(target.resolved_version, precision), weight)

@@ -18,6 +18,7 @@ from services.inference.batch_policy import BatchPolicy
 from services.inference.engine import Engine
 from services.inference.forms import Forms
 from services.inference.kv_cache import KvCache
+from services.inference.memory_budget import Footprint, weights_bytes
 from services.inference.outbox import Courier
 from services.inference.rehearsal import Rehearsal
 from services.inference.sampler import Sampler
@@ -29,6 +30,9 @@ from services.inference.settings import InferenceSettings
 from services.inference.tensor_model import TensorModel
 
 GRAPHS = {Precision.PRECISION_FP32: GRAPH_FILE, Precision.PRECISION_INT8: INT8_GRAPH_FILE}
+
+SESSION_BYTES = 4 << 20
+"""What a session and a tokenizer take, whatever the size of the model."""
 
 
 class Loader:
@@ -92,6 +96,23 @@ class Loader:
         loaded.engine.start()
         return loaded
 
+    def footprint(self, directory: Path, key: Key) -> Footprint:
+        """What `load` will take of memory, from the sizes of the files. Raises OctavoError as `load` does."""
+        graph = self._graph(directory, key)
+        if not is_text(directory):
+            return Footprint(weights_bytes=weights_bytes(graph), working_bytes=SESSION_BYTES)
+        architecture = Architecture.from_config(read_json(directory / CONFIG_FILE))
+        capacity = min(architecture.context_length, self._settings.context_limit)
+        slots = self._slots(architecture, capacity)
+        # A layer's activations of one chunk, with the widest of them (four times the width) there and back; logits
+        # as float32 and the sampler's copies of them in float64. Measured: an upper bound from 1 to 124 M parameters.
+        working = 16 * self._settings.chunk_tokens * architecture.width * 4 + 28 * slots * architecture.vocab_size
+        return Footprint(
+            weights_bytes=weights_bytes(graph),
+            cache_bytes=slots * KvCache.row_size_bytes(architecture, capacity),
+            working_bytes=SESSION_BYTES + working,
+        )
+
     def _engine(self, session: Session, key: Key) -> Engine:
         slots = session.cache.slots
         return Engine(
@@ -123,13 +144,15 @@ class Loader:
     def _slots(self, architecture: Architecture, capacity: int) -> int:
         """As many slots as the settings ask for and the memory allows. Raises FailedPrecondition for none."""
         row_bytes = KvCache.row_size_bytes(architecture, capacity)
-        slots = min(self._settings.slots, self._settings.cache_limit_bytes // row_bytes)
+        # Two versions of a model have to fit while one takes the other's place.
+        limit_bytes = min(self._settings.cache_limit_bytes, self._settings.memory_budget_bytes // 4)
+        slots = min(self._settings.slots, limit_bytes // row_bytes)
         if not slots:
             raise FailedPrecondition(
                 Reason.REASON_MODEL_REFUSED,
                 f"one sequence of {capacity} tokens takes {row_bytes} bytes of cache, more than the limit of "
-                f"{self._settings.cache_limit_bytes}; raise OCTAVO_INFERENCE_CACHE_LIMIT_BYTES, or lower "
-                "OCTAVO_INFERENCE_CONTEXT_LIMIT",
+                f"{limit_bytes}; raise OCTAVO_INFERENCE_CACHE_LIMIT_BYTES (a quarter of "
+                "OCTAVO_INFERENCE_MEMORY_LIMIT_BYTES at most), or lower OCTAVO_INFERENCE_CONTEXT_LIMIT",
             )
         return slots
 

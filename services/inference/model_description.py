@@ -24,6 +24,9 @@ STATES = {
     inference_pb2.SERVED_MODEL_STATE_READY: "READY",
     inference_pb2.SERVED_MODEL_STATE_DRAINING: "UNLOADING",
     inference_pb2.SERVED_MODEL_STATE_FAILED: "UNAVAILABLE",
+    inference_pb2.SERVED_MODEL_STATE_WAITING: "LOADING",
+    # It answers, after it has come back into memory; the protocol has no word of its own for that.
+    inference_pb2.SERVED_MODEL_STATE_UNLOADED: "READY",
 }
 
 Shape = list[int]
@@ -39,7 +42,7 @@ def metadata(
     inputs, outputs = _tensors(served)
     return open_inference_pb2.ModelMetadataResponse(
         name=name,
-        versions=sorted({str(other.key.number) for other in siblings if other.is_ready}, key=int),
+        versions=sorted({str(other.key.number) for other in siblings if other.is_available}, key=int),
         platform=PLATFORM,
         inputs=[TensorMetadata(name=name, datatype=datatype.name, shape=shape) for name, datatype, shape in inputs],
         outputs=[TensorMetadata(name=name, datatype=datatype.name, shape=shape) for name, datatype, shape in outputs],

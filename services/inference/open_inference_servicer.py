@@ -81,21 +81,21 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ModelMetadata(
         self, request: open_inference_pb2.ModelMetadataRequest, context: Context
     ) -> open_inference_pb2.ModelMetadataResponse:
-        served = self._find(request.name, request.version)
+        served = await self._find_anywhere(self._reference(request.name, request.version))
         siblings = [other for other in self._roster.models.values() if other.key.model == served.key.model]
         return model_description.metadata(request.name, served, siblings)
 
     async def ModelConfig(
         self, request: open_inference_pb2.ModelConfigRequest, context: Context
     ) -> open_inference_pb2.ModelConfigResponse:
-        served = self._find(request.name, request.version)
+        served = await self._find_anywhere(self._reference(request.name, request.version))
         return open_inference_pb2.ModelConfigResponse(config=model_description.config(request.name, served))
 
     async def ModelStatistics(
         self, request: open_inference_pb2.ModelStatisticsRequest, context: Context
     ) -> open_inference_pb2.ModelStatisticsResponse:
         if request.name:
-            served = self._find(request.name, request.version)
+            served = await self._find_anywhere(self._reference(request.name, request.version))
             stats = [model_description.statistics(request.name, served)]
         else:
             stats = [
@@ -111,7 +111,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         models = [
             line
             for served in (*self._roster.models.values(), *self._roster.draining)
-            if served.is_ready or not request.ready
+            if served.is_available or not request.ready
             for line in model_description.index(served, model_description.names(served, self._roster))
         ]
         return open_inference_pb2.RepositoryIndexResponse(models=models)

@@ -1,12 +1,14 @@
 """The replies of octavo.v1.Inference, built from what the domain knows."""
 
 from collections.abc import Iterator
+from time import monotonic
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from octavo.formats.tokenizer import Tokenizer
 from octavo.v1 import inference_pb2
+from services.inference.engine import Engine
 from services.inference.outbox import Delivery, Ending
 from services.inference.scoring import TokenScore
 from services.inference.sequence import Sequence
@@ -94,7 +96,7 @@ def token_logprobs(scores: list[TokenScore], tokenizer: Tokenizer) -> list[infer
     ]
 
 
-def served_model(served: ServedModel, deployments: list[str]) -> inference_pb2.ServedModel:
+def served_model(served: ServedModel, deployments: list[str], *, on_demand: bool) -> inference_pb2.ServedModel:
     """A served model as it is now."""
     reply = inference_pb2.ServedModel(
         name=served.key.name,
@@ -103,14 +105,22 @@ def served_model(served: ServedModel, deployments: list[str]) -> inference_pb2.S
         precision=served.key.precision,
         device="cpu",
         state=served.state,
-        failure=str(served.failure or ""),
+        failure=str(served.failure or served.obstacle or ""),
+        on_demand=on_demand,
     )
+    if footprint := served.footprint:
+        reply.weights_size_bytes = footprint.weights_bytes
+        is_out = served.state == inference_pb2.SERVED_MODEL_STATE_UNLOADED
+        reply.memory_size_bytes = 0 if is_out else footprint.total_bytes
+    if served.last_request_s is not None:
+        reply.last_request_time.CopyFrom(_timestamp(served.last_request_s))
     if served.ready_s is not None:
-        reply.ready_time.CopyFrom(Timestamp(seconds=int(served.ready_s), nanos=int(served.ready_s % 1 * 1e9)))
+        reply.ready_time.CopyFrom(_timestamp(served.ready_s))
         reply.load_duration.CopyFrom(_duration(served.load_s))
     match served.loaded:
         case LoadedModel() as loaded:
             _add_text(reply, loaded)
+            _add_work(reply, served, loaded.engine)
         case TensorModel() as loaded:
             reply.waiting_count = loaded.batcher.waiting_count
             reply.waiting_limit = loaded.policy.waiting_limit
@@ -130,6 +140,20 @@ def _add_text(reply: inference_pb2.ServedModel, loaded: LoadedModel) -> None:
     reply.waiting_limit = scheduler.waiting_limit
     reply.cache_size_bytes = loaded.cache_size_bytes
     reply.conformance_count = loaded.conformance_count
+
+
+def _add_work(reply: inference_pb2.ServedModel, served: ServedModel, engine: Engine) -> None:
+    """What an engine has done since it was loaded, and how fast it has been lately."""
+    meter, now_s = engine.meter, monotonic()
+    succeeded, failed = sum(meter.total_s.counts), sum(meter.failed_s.counts)
+    reply.request_count = succeeded + failed
+    reply.failed_request_count = failed
+    reply.prompt_token_count = meter.prompt_tokens
+    reply.completion_token_count = meter.completion_tokens
+    rates = served.pace.per_second(now_s, meter.prompt_tokens, meter.completion_tokens)
+    reply.prompt_tokens_per_second, reply.completion_tokens_per_second = rates
+    if (longest_s := engine.scheduler.longest_wait_s()) is not None:
+        reply.longest_wait_duration.CopyFrom(_duration(longest_s))
 
 
 def _usage(sequences: list[Sequence]) -> inference_pb2.Usage:
@@ -153,6 +177,10 @@ def _timings(endings: list[Ending]) -> inference_pb2.Timings:
         first_token_duration=_duration(first_token_s - arrival_s),
         total_duration=_duration(end_s - arrival_s),
     )
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
 
 
 def _duration(seconds: float) -> Duration:

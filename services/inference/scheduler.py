@@ -9,6 +9,7 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from time import perf_counter
 
 from octavo.errors import ResourceExhausted
 from octavo.v1.errors_pb2 import Reason
@@ -71,6 +72,11 @@ class Scheduler:
         if self.reading:
             yield self.reading
         yield from (sequence for *_, sequence in self._waiting)
+
+    def longest_wait_s(self) -> float | None:
+        """How long the sequence that has waited longest has waited, in seconds; None where none waits. Any thread."""
+        arrivals = [sequence.arrival_s for *_, sequence in list(self._waiting)]
+        return perf_counter() - min(arrivals) if arrivals else None
 
     def add(self, sequence: Sequence) -> None:
         """Lets a sequence wait for its turn. Raises ResourceExhausted when too many wait already."""

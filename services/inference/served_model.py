@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter, time
+from time import monotonic, perf_counter, time
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,9 @@ from octavo.v1.inference_pb2 import (
 )
 from services.inference.engine import Engine
 from services.inference.forms import Form, Forms
+from services.inference.memory_budget import Footprint
 from services.inference.outbox import Outbox
+from services.inference.pace import Pace
 from services.inference.sampler import Sampling
 from services.inference.score_session import ScoreSession
 from services.inference.sequence import Sequence
@@ -192,13 +194,24 @@ class ServedModel:
         self.key = key
         self.state = ServedModelState.SERVED_MODEL_STATE_DOWNLOADING
         self.failure: OctavoError | None = None
+        self.obstacle: OctavoError | None = None
+        """What it waits for, while its state is WAITING."""
+        self.footprint: Footprint | None = None
+        """What it takes of memory, once that is known."""
+        self.pace = Pace()
+        """Of prompt and completion tokens."""
         self.ready_s: float | None = None
         self.load_s = 0.0
+        self.last_use_s = monotonic()
+        self.last_request_s: float | None = None
+        """When it was last asked for anything, in seconds since 1970."""
         self._begin_s = perf_counter()
         self._loaded: LoadedModel | TensorModel | None = None
-        self._leases = 0
+        self._was_ready = False
+        self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._settled = asyncio.Event()
 
     @property
     def is_ready(self) -> bool:
@@ -206,21 +219,63 @@ class ServedModel:
         return is_loaded and self.state == ServedModelState.SERVED_MODEL_STATE_READY
 
     @property
+    def is_available(self) -> bool:
+        """Whether it is ready, or was and will be again once it is asked for."""
+        return self.is_ready or (self._was_ready and self._loaded is None and self.state not in _OVER)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is ready and nobody uses it, or waits to."""
+        return self.is_ready and not self._users
+
+    @property
     def loaded(self) -> LoadedModel | TensorModel | None:
         """What answers, once it is loaded."""
         return self._loaded
 
+    def move(self, state: ServedModelState.ValueType) -> None:
+        """Says how far it is on its way into memory."""
+        if self.state == ServedModelState.SERVED_MODEL_STATE_UNLOADED:
+            self._begin_s = perf_counter()
+        self.state = state
+        self.obstacle = None
+
     def ready(self, loaded: LoadedModel | TensorModel) -> None:
         """Lets it answer from now on."""
         self._loaded = loaded
-        self.state = ServedModelState.SERVED_MODEL_STATE_READY
+        self.move(ServedModelState.SERVED_MODEL_STATE_READY)
+        self._was_ready = True
         self.ready_s = time()
         self.load_s = perf_counter() - self._begin_s
+        self.last_use_s = monotonic()
+        self._settled.set()
 
     def fail(self, error: OctavoError) -> None:
         """Says that it cannot be served, and why."""
-        self.state = ServedModelState.SERVED_MODEL_STATE_FAILED
+        self.move(ServedModelState.SERVED_MODEL_STATE_FAILED)
         self.failure = error
+        self._settled.set()
+
+    def wait(self, error: OctavoError) -> None:
+        """Says what it lacks, which may come."""
+        self.move(ServedModelState.SERVED_MODEL_STATE_WAITING)
+        self.obstacle = error
+
+    def unload(self) -> None:
+        """Sends it out of memory until it is asked for. Only while it is idle; `take` is to follow."""
+        self.move(ServedModelState.SERVED_MODEL_STATE_UNLOADED)
+        self._settled.clear()
+
+    def take(self) -> LoadedModel | TensorModel | None:
+        """What it held in memory, to be stopped; from now on it holds nothing."""
+        loaded, self._loaded = self._loaded, None
+        return loaded
+
+    async def reached(self) -> bool:
+        """Waits until it has come into memory or will not; whether it is ready. Meanwhile it is not idle."""
+        with self._use():
+            await self._settled.wait()
+            return self.is_ready
 
     @contextmanager
     def lease(self) -> Iterator[LoadedModel]:
@@ -250,23 +305,32 @@ class ServedModel:
     def _held(self) -> Iterator[LoadedModel | TensorModel]:
         if self._loaded is None:
             raise AssertionError("leased before it was loaded")
-        self._leases += 1
-        self._idle.clear()
-        try:
+        self.last_request_s = time()
+        with self._use():
             yield self._loaded
-        finally:
-            self._leases -= 1
-            if not self._leases:
-                self._idle.set()
 
     async def drain(self, patience_s: float) -> None:
-        """Lets requests under way finish, for `patience_s` at most, then stops the engine and frees the memory."""
+        """Takes nothing new, and lets requests under way finish, for `patience_s` at most."""
         self.state = ServedModelState.SERVED_MODEL_STATE_DRAINING
+        self._settled.set()
         if self._loaded:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), patience_s)
-            await asyncio.to_thread(self._loaded.stop)
-            self._loaded = None
+
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        self._users += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.last_use_s = monotonic()
+            self._users -= 1
+            if not self._users:
+                self._idle.set()
+
+
+_OVER = (ServedModelState.SERVED_MODEL_STATE_DRAINING, ServedModelState.SERVED_MODEL_STATE_FAILED)
 
 
 def end_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:

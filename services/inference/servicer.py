@@ -144,7 +144,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                 f"nothing is served as {name!r}; list the served models",
                 name=name,
             )
-        return replies.served_model(served, self._roster.deployments_of(served.key))
+        deployments = self._roster.deployments_of(served.key)
+        return replies.served_model(served, deployments, on_demand=self._roster.may_leave(served.key))
 
 
 @asynccontextmanager

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from octavo.addresses import PORTS
 from octavo.serving import ProgramSettings, SettingsError
+from octavo.v1.deployments_pb2 import Precision
+from services.inference.memory import usable_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,18 @@ class InferenceSettings(ProgramSettings):
     registry with this server's key. Switch it off where callers of inference may not do that."""
     tensor_model_limit_bytes: int = 4 << 30
     """The largest tensor model to load: all files of its version together, in bytes."""
+    memory_limit_bytes: int = 0
+    """Most memory for all served models of this process together: weights, caches and what working takes, in bytes. 0
+    takes three quarters of the machine's memory, or of the container's limit."""
+    keep_alive_s: float = 300.0
+    """How long an on-demand model that nobody asks for stays in memory, in seconds; 0 keeps it until its memory is
+    needed."""
+    load_patience_s: float = 30.0
+    """How long a request for an on-demand model waits until that is loaded, in seconds, before it is answered
+    UNAVAILABLE."""
+    precisions: str = "fp32"
+    """What to serve where a deployment names no precision, and which of several served ones answers for a model's
+    name: words such as `int8,fp32`, the preferred one first."""
 
     def __post_init__(self) -> None:
         """Refuses what cannot work. Raises SettingsError."""
@@ -53,8 +67,21 @@ class InferenceSettings(ProgramSettings):
                 raise SettingsError(f"{name} {value} is not between 1 and {most}")
         if not 0 <= self.batch_delay_us <= 10_000_000:
             raise SettingsError(f"batch_delay_us {self.batch_delay_us} is not between 0 and 10000000")
+        if self.memory_limit_bytes < 0 or self.keep_alive_s < 0 or not 0 < self.load_patience_s <= 3600:
+            raise SettingsError(
+                f"memory_limit_bytes {self.memory_limit_bytes} and keep_alive_s {self.keep_alive_s} are 0 or more, "
+                f"load_patience_s {self.load_patience_s} is above 0 and at most 3600"
+            )
+        known = [name.removeprefix("PRECISION_").lower() for name in Precision.keys()[1:]]
+        if unknown := [word for word in self.precisions.split(",") if word not in known]:
+            raise SettingsError(f"precisions {unknown[0]!r} is none of {', '.join(known)}")
         if not 0 <= self.threads <= 1024:
             raise SettingsError(f"threads {self.threads} is not between 0 and 1024; 0 takes what there is")
+
+    @property
+    def memory_budget_bytes(self) -> int:
+        """Most memory for all served models together, resolved."""
+        return self.memory_limit_bytes or usable_bytes() * 3 // 4
 
     @property
     def thread_count(self) -> int:

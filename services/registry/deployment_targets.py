@@ -87,5 +87,9 @@ def _resolved(connection: Connection, target: DeploymentTarget, field: str) -> D
     if target.precision not in Precision.values():
         raise InvalidArgument.field(f"{field}.precision", f"{target.precision} is not a precision")
     return DeploymentTarget(
-        version=target.version, weight=target.weight, precision=target.precision, resolved_version=version
+        version=target.version,
+        weight=target.weight,
+        precision=target.precision,
+        on_demand=target.on_demand,
+        resolved_version=version,
     )

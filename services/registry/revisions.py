@@ -11,7 +11,7 @@ from services.registry.schema import DEPLOYMENT_REVISIONS
 
 
 def promote(change: Change, request: PromoteRequest) -> Deployment:
-    """Gives all traffic to one of the targets, or to a new version, in the precision it is served in now."""
+    """Gives all traffic to one of the targets, or to a new version, held as it is now: precision and on demand."""
     deployment = names.deployment_in(request.name)
     current = deployments.get(change.connection, deployment)
     etags.check(request.etag, current.etag, current.name)
@@ -19,8 +19,8 @@ def promote(change: Change, request: PromoteRequest) -> Deployment:
     number = references.number_of(change.connection, reference, "version")
     version = names.version_name(reference.model, number)
     serving = [target for target in current.targets if target.resolved_version == version]
-    precision = (serving or current.targets)[0].precision
-    wanted = DeploymentTarget(version=request.version, weight=1, precision=precision)
+    like = (serving or current.targets)[0]
+    wanted = DeploymentTarget(version=request.version, weight=1, precision=like.precision, on_demand=like.on_demand)
     targets = deployment_targets.resolved(change.connection, [wanted], "targets")
     return _revised(change, "deployment.promoted", current, targets)
 

@@ -138,14 +138,21 @@ class Suite:
         request = CreateVersionRequest(parent=f"models/{model}", version=Version(files=files))
         return (await self.registry.CreateVersion(request)).name
 
-    async def deploy(self, *versions, deployment="poet"):
+    async def deploy(self, *versions, deployment="poet", weights=(), **fields):
         """Asks for versions under a deployment, and waits until they are ready or refused."""
-        targets = [DeploymentTarget(version=version, weight=1) for version in versions]
+        shares = weights or (1,) * len(versions)
+        targets = [
+            DeploymentTarget(version=version, weight=weight, **fields)
+            for version, weight in zip(versions, shares, strict=True)
+        ]
+        return await self.settled(await self.want(targets, deployment))
+
+    async def want(self, targets, deployment="poet"):
+        """Asks for targets under a deployment, and waits for nothing."""
         wanted = Deployment(name=f"deployments/{deployment}", targets=targets)
-        made = await self.deployments.UpdateDeployment(
+        return await self.deployments.UpdateDeployment(
             UpdateDeploymentRequest(deployment=wanted, allow_missing=True, update_mask={"paths": ["targets"]})
         )
-        return await self.settled(made)
 
     async def settled(self, made):
         async with asyncio.timeout(20):
@@ -157,7 +164,7 @@ class Suite:
 
 
 @asynccontextmanager
-async def opened(data_dir):
+async def opened(data_dir, **changes):
     async with AsyncExitStack() as stack:
         registry_settings = registry.Settings(port=0, data_dir=data_dir)
         service = registry.assemble(registry_settings, Telemetry.create("registry", ProcessMetrics()))
@@ -166,11 +173,7 @@ async def opened(data_dir):
             port=0,
             data_dir=data_dir,
             registry=addresses["registry"],
-            slots=4,
-            chunk_tokens=16,
-            threads=1,
-            waiting_limit=64,
-            drain_s=5,
+            **{"slots": 4, "chunk_tokens": 16, "threads": 1, "waiting_limit": 64, "drain_s": 5, **changes},
         )
         metrics = ProcessMetrics()
         service = inference.assemble(settings, Telemetry.create("inference", metrics))
@@ -184,7 +187,7 @@ async def opened(data_dir):
 
 @pytest.fixture(scope="session")
 def open_suite():
-    """Opens a registry and an inference server on free ports, over a directory: a context."""
+    """Opens a registry and an inference server on free ports, over a directory, with settings: a context."""
     return opened
 
 

@@ -1,10 +1,9 @@
-from collections import Counter
-
 import pytest
 
 from octavo.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Unavailable
 from octavo.v1.deployments_pb2 import Precision
 from octavo.v1.errors_pb2 import Reason
+from services.inference.precisions import Preferences
 from services.inference.roster import Roster, Target
 from services.inference.served_model import Key
 
@@ -14,8 +13,9 @@ FP32, INT8 = Precision.PRECISION_FP32, Precision.PRECISION_INT8
 class Stub:
     def __init__(self, key, is_ready=True, failure=None):
         self.key = key
-        self.is_ready = is_ready
+        self.is_available = is_ready
         self.failure = failure
+        self.obstacle = None
 
 
 def roster_of(*models):
@@ -33,9 +33,12 @@ def test_a_model_is_answered_by_its_newest_ready_version():
     assert roster.find("models/poet").key == key(10)
 
 
-def test_a_version_is_answered_in_the_plainest_precision_that_is_ready():
-    roster = roster_of(Stub(key(1, INT8)), Stub(key(1)))
-    assert roster.find("models/poet/versions/1").key == key(1)
+@pytest.mark.parametrize(("preferred", "answers"), [("fp32", FP32), ("int8,fp32", INT8), ("fp16,int8", INT8)])
+def test_a_version_is_answered_in_the_precision_that_the_server_prefers(preferred, answers):
+    roster = Roster(Preferences(preferred))
+    roster.models = {served.key: served for served in (Stub(key(1, INT8)), Stub(key(1)), Stub(key(2, INT8), False))}
+    for reference in ("models/poet", "models/poet/versions/1"):
+        assert roster.find(reference).key == key(1, answers)
 
 
 def test_an_alias_that_a_deployment_follows_is_known():
@@ -47,10 +50,31 @@ def test_an_alias_that_a_deployment_follows_is_known():
 def test_a_deployment_shares_its_traffic_by_weight():
     roster = roster_of(Stub(key(1)), Stub(key(2)), Stub(key(3)))
     roster.routes["deployments/poet"] = (Target(key(1), 3), Target(key(2), 1), Target(key(3), 0))
-    seen = Counter(roster.find("deployments/poet").key for _ in range(4000))
-    assert seen[key(3)] == 0
-    # Five standard deviations of a share of one quarter.
-    assert abs(seen[key(2)] / 4000 - 0.25) < 5 * (0.25 * 0.75 / 4000) ** 0.5
+    seen = [roster.find("deployments/poet").key.number for _ in range(8)]
+    assert seen == [1, 1, 2, 1, 1, 1, 2, 1]
+
+
+def test_two_targets_that_mean_the_same_version_add_up():
+    roster = roster_of(Stub(key(1)), Stub(key(2)))
+    roster.routes["deployments/poet"] = (Target(key(1), 1), Target(key(2), 2), Target(key(1), 1))
+    assert sorted(roster.find("deployments/poet").key.number for _ in range(4)) == [1, 1, 2, 2]
+
+
+def test_two_precisions_of_a_version_share_a_deployments_traffic():
+    roster = roster_of(Stub(key(1)), Stub(key(1, INT8)))
+    roster.routes["deployments/poet"] = (Target(key(1), 1), Target(key(1, INT8), 1))
+    assert {roster.find("deployments/poet").key for _ in range(2)} == {key(1), key(1, INT8)}
+
+
+def test_a_target_may_leave_memory_only_if_all_who_want_it_agree():
+    roster = roster_of(Stub(key(1)), Stub(key(2)))
+    roster.routes["deployments/a"] = (Target(key(1), 1, on_demand=True), Target(key(2), 0))
+    assert roster.may_leave(key(1))
+    assert roster.may_leave(key(2))
+    assert not roster.is_on_demand(key(2))
+    roster.pending["deployments/b"] = (Target(key(1), 1), Target(key(2), 1))
+    assert not roster.may_leave(key(1))
+    assert not roster.may_leave(key(2))
 
 
 def test_what_is_not_ready_gets_no_traffic():

@@ -1,3 +1,5 @@
+from time import perf_counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,3 +137,15 @@ def test_a_full_queue_says_when_to_come_back_by_how_long_slots_are_held():
     with pytest.raises(ResourceExhausted) as caught:
         scheduler.add(Stub(1, 1))
     assert 0.05 <= caught.value.retry_after_s <= 60
+
+
+def test_the_longest_wait_is_that_of_the_first_to_come_of_those_that_wait():
+    scheduler = Scheduler(slots=1, waiting_limit=9, chunk_tokens=8)
+    assert scheduler.longest_wait_s() is None
+    for number, waited_s in enumerate((300, 100, 200)):
+        sequence = Stub(number, 4, 0)
+        sequence.arrival_s = perf_counter() - waited_s
+        scheduler.add(sequence)
+    assert 300 <= scheduler.longest_wait_s() < 400
+    next(scheduler.chunks())  # the first has its turn
+    assert 200 <= scheduler.longest_wait_s() < 300

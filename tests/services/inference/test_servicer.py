@@ -225,6 +225,20 @@ async def test_served_models_are_listed_and_got(poet):
         await poet.inference.ListServedModels(ListServedModelsRequest(page_size=-1))
 
 
+async def test_a_served_model_tells_what_it_holds_and_what_it_has_done(poet):
+    (before,) = (await poet.inference.ListServedModels(ListServedModelsRequest())).served_models
+    assert 100_000 < before.weights_size_bytes < before.memory_size_bytes - before.cache_size_bytes
+    assert not before.on_demand
+    await poet.inference.Generate(GenerateRequest(**asked(max_tokens=5, ignore_eos=True)))
+    (after,) = (await poet.inference.ListServedModels(ListServedModelsRequest())).served_models
+    assert after.completion_token_count == before.completion_token_count + 5
+    assert after.prompt_token_count + after.cached_token_count >= before.prompt_token_count + 5
+    assert after.request_count == before.request_count + 1
+    assert after.failed_request_count == before.failed_request_count
+    assert after.last_request_time.seconds >= after.ready_time.seconds
+    assert not after.HasField("longest_wait_duration")
+
+
 async def test_required_fields_are_asked_for(poet):
     for call, request, field in (
         (poet.inference.Tokenize, TokenizeRequest(model=MODEL), "text"),

@@ -201,6 +201,16 @@ async def test_promotion_gives_everything_to_one_version_in_the_precision_it_had
     assert (await filled.deployments.Promote(request)).targets[0].version == "models/poet@champion"
 
 
+async def test_what_is_held_on_demand_stays_so_when_it_is_promoted_and_rolled_back(filled: Registry) -> None:
+    await deploy(filled, target("/versions/1", 90, on_demand=True), target("/versions/2", 10))
+    before = await filled.deployments.GetDeployment(GetDeploymentRequest(name="deployments/poet"))
+    assert [entry.on_demand for entry in before.targets] == [True, False]
+    request = PromoteRequest(name="deployments/poet", version="models/poet/versions/1")
+    assert (await filled.deployments.Promote(request)).targets[0].on_demand
+    back = await filled.deployments.Rollback(RollbackRequest(name="deployments/poet"))
+    assert [entry.on_demand for entry in back.targets] == [True, False]
+
+
 async def test_rollback_returns_to_what_answered_before(filled: Registry) -> None:
     await deploy(filled, target("@champion"))
     with pytest.raises(FailedPrecondition):
