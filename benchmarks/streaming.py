@@ -29,17 +29,17 @@ from octavo.formats.conformance import Conformance, PrecisionVectors, Vector
 from octavo.formats.tokenizer import Tokenizer
 from octavo.v1 import inference_pb2, inference_pb2_grpc
 from octavo.v1.deployments_pb2 import Precision
-from services.inference.kv_cache import KvCache
 from services.inference.loader import Loader
 from services.inference.outbox import Courier, Outbox
 from services.inference.rehearsal import Rehearsal
 from services.inference.roster import Roster
 from services.inference.sampler import Sampling
+from services.inference.served_graph import ServedGraph
 from services.inference.served_model import Key, LoadedModel, ServedModel
 from services.inference.servicer import InferenceServicer
 from services.inference.session import Session
 from services.inference.settings import InferenceSettings
-from services.trainer.onnx_export import export_graphs
+from services.trainer.onnx_export import export_graph
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 32, 200
 STREAMS = (1, 16)
@@ -63,14 +63,9 @@ def write_random_bundle(directory: Path, shape: dict[str, int]) -> None:
         for name, size in architecture.tensors().items()
     }
     write_bundle(directory, architecture=architecture, tensors=tensors, tokenizer=tokenizer)
-    graph, _ = export_graphs(directory)
-    session = Session(
-        graph,
-        KvCache(architecture, slots=1, capacity=256),
-        vocab_size=architecture.vocab_size,
-        threads=1,
-        allow_spinning=False,
-    )
+    graph = export_graph(directory)
+    served = ServedGraph(graph, architecture, threads=1, allow_spinning=False)
+    session = Session(served, served.new_cache(slots=1, capacity=256))
     greedy, log_probabilities = Rehearsal(session, chunk_tokens=256).complete(PROMPT, 4)
     vector = Vector(prompt=tuple(PROMPT), greedy=tuple(greedy), log_probabilities=tuple(log_probabilities))
     vectors = PrecisionVectors(graph=graph.name, tolerance=1e-3, vectors=(vector,))
@@ -80,14 +75,13 @@ def write_random_bundle(directory: Path, shape: dict[str, int]) -> None:
 def bare_rate(directory: Path, settings: InferenceSettings, streams: int, seconds: float) -> float:
     """Tokens per second of decode steps and argmax alone: the floor that nothing around it can beat."""
     architecture = Architecture.from_config(json.loads((directory / "config.json").read_text()))
-    cache = KvCache(architecture, slots=streams, capacity=256)
-    session = Session(
+    graph = ServedGraph(
         directory / "model.onnx",
-        cache,
-        vocab_size=architecture.vocab_size,
+        architecture,
         threads=min(settings.thread_count, architecture.heads),
         allow_spinning=settings.allow_spinning,
     )
+    session = Session(graph, graph.new_cache(slots=streams, capacity=256))
     tokens, start = 0, perf_counter()
     while perf_counter() - start < seconds:
         for row in range(streams):

@@ -24,7 +24,6 @@ from octavo.v1.errors_pb2 import Reason
 CONFIG_FILE: Final = "config.json"
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 GRAPH_FILE: Final = "model.onnx"
-SCORE_GRAPH_FILE: Final = "model.score.onnx"
 INT8_GRAPH_FILE: Final = "model.int8.onnx"
 
 # What can be read before a graph exists; conformance.json, lineage.json and README.md come with the export.

@@ -141,7 +141,7 @@ class Engine:
 
     def _begin(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
         if move := self.scheduler.promote(sequence):
-            self._session.cache.move(move.source, move.target, len(sequence.prompt))
+            self._session.cache.copy(move.source, move.target, len(sequence.prompt))
         benders = sequence.benders(logits.shape[1])
         self._sampler.place(sequence.row, sequence.sampling, sequence.token_limit, benders)
         token_id = int(self._sampler.sample(logits, sequence.row)[0])

@@ -1,5 +1,7 @@
 """The keys and values of every running sequence, one row each. Knows nothing of sequences or sessions."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,40 +12,37 @@ ALIGNMENT_BYTES = 64
 
 
 class KvCache:
-    """Per layer, keys and values as float32 [slots, kv_heads, capacity, head_size], filled from position 0.
+    """Per layer, keys and values as [slots, kv_heads, capacity, head_size], filled from position 0.
 
     What lies behind a row's length is never read by attention, so that rows need no clearing.
     """
 
-    def __init__(self, architecture: Architecture, *, slots: int, capacity: int) -> None:
+    def __init__(
+        self, architecture: Architecture, *, slots: int, capacity: int, element_type: type[np.generic] = np.float32
+    ) -> None:
         self.slots = slots
         self.capacity = capacity
         self.row_shape = (architecture.kv_heads, capacity, architecture.head_size)
-        self.tensors: dict[str, NDArray[np.float32]] = {
-            f"{kind}.{layer}": _aligned_zeros((slots, *self.row_shape))
+        self.tensors: dict[str, NDArray[Any]] = {
+            f"{kind}.{layer}": _aligned_zeros((slots, *self.row_shape), element_type)
             for layer in range(architecture.layers)
             for kind in ("key", "value")
         }
-
-    @staticmethod
-    def row_size_bytes(architecture: Architecture, capacity: int) -> int:
-        """Memory of one row over all layers, in bytes."""
-        return capacity * architecture.kv_cache_bytes_per_token()
 
     @property
     def size_bytes(self) -> int:
         """Memory of all rows. The system hands it out page by page, as rows are first written."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` positions of row `source` over row `target`."""
         for tensor in self.tensors.values():
             tensor[target, :, :length] = tensor[source, :, :length]
 
 
-def _aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    size_bytes = 4 * int(np.prod(shape, dtype=np.int64))
+def _aligned_zeros(shape: tuple[int, ...], element_type: type[np.generic]) -> NDArray[Any]:
+    size_bytes = np.dtype(element_type).itemsize * int(np.prod(shape, dtype=np.int64))
     # zeros, not empty: pages come zeroed from the system anyway, and stale memory may hold NaN.
     raw = np.zeros(size_bytes + ALIGNMENT_BYTES, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT_BYTES
-    return raw[start : start + size_bytes].view(np.float32).reshape(shape)
+    return raw[start : start + size_bytes].view(element_type).reshape(shape)

@@ -6,7 +6,7 @@ Knows directories; nothing of registries or deployments.
 import logging
 from pathlib import Path
 
-from octavo.errors import FailedPrecondition, OctavoError
+from octavo.errors import FailedPrecondition
 from octavo.formats.architecture import Architecture
 from octavo.formats.bundle import CONFIG_FILE, GENERATION_CONFIG_FILE, GRAPH_FILE, INT8_GRAPH_FILE, Bundle, read_json
 from octavo.formats.config_json import FAMILIES
@@ -17,13 +17,13 @@ from services.inference import parameters
 from services.inference.batch_policy import BatchPolicy
 from services.inference.engine import Engine
 from services.inference.forms import Forms
-from services.inference.kv_cache import KvCache
-from services.inference.memory_budget import Footprint, weights_bytes
+from services.inference.memory_budget import Footprint, cache_element_bytes, weights_bytes
 from services.inference.outbox import Courier
 from services.inference.rehearsal import Rehearsal
 from services.inference.sampler import Sampler
 from services.inference.scheduler import Scheduler
 from services.inference.score_session import ScoreSession
+from services.inference.served_graph import ServedGraph
 from services.inference.served_model import Key, LoadedModel, end_ids, precision_word
 from services.inference.session import Session
 from services.inference.settings import InferenceSettings
@@ -65,12 +65,18 @@ class Loader:
             logger=self._logger,
         )
 
-    def _text(self, directory: Path, graph: Path, key: Key) -> LoadedModel:
+    def _text(self, directory: Path, path: Path, key: Key) -> LoadedModel:
         bundle = Bundle.open(directory)
         architecture = bundle.architecture
         capacity = min(architecture.context_length, self._settings.context_limit)
-        cache = KvCache(architecture, slots=self._slots(architecture, capacity), capacity=capacity)
-        session = self._session(graph, cache, architecture)
+        graph = ServedGraph(
+            path,
+            architecture,
+            threads=self._threads(architecture),
+            allow_spinning=self._settings.allow_spinning,
+        )
+        cache = graph.new_cache(slots=self._slots(graph.row_size_bytes(capacity), capacity), capacity=capacity)
+        session = Session(graph, cache)
         rehearsal = Rehearsal(session, chunk_tokens=self._settings.chunk_tokens)
         verdict = rehearsal.verify(directory, precision_word(key.precision))
         ends = end_ids(directory, bundle.tokenizer)
@@ -79,13 +85,7 @@ class Loader:
             architecture=architecture,
             tokenizer=bundle.tokenizer,
             engine=self._engine(session, key),
-            score_session=ScoreSession(
-                directory,
-                architecture,
-                capacity=capacity,
-                chunk_tokens=self._settings.chunk_tokens,
-                threads=self._threads(architecture),
-            ),
+            score_session=ScoreSession(graph, capacity=capacity, chunk_tokens=self._settings.chunk_tokens),
             forms=Forms(bundle.tokenizer, architecture.vocab_size, ends),
             end_ids=ends,
             sampling_defaults=_sampling_defaults(directory / GENERATION_CONFIG_FILE),
@@ -103,13 +103,14 @@ class Loader:
             return Footprint(weights_bytes=weights_bytes(graph), working_bytes=SESSION_BYTES)
         architecture = Architecture.from_config(read_json(directory / CONFIG_FILE))
         capacity = min(architecture.context_length, self._settings.context_limit)
-        slots = self._slots(architecture, capacity)
+        row_bytes = capacity * architecture.kv_cache_bytes_per_token(element_bytes=cache_element_bytes(graph))
+        slots = self._slots(row_bytes, capacity)
         # A layer's activations of one chunk, with the widest of them (four times the width) there and back; logits
         # as float32 and the sampler's copies of them in float64. Measured: an upper bound from 1 to 124 M parameters.
         working = 16 * self._settings.chunk_tokens * architecture.width * 4 + 28 * slots * architecture.vocab_size
         return Footprint(
             weights_bytes=weights_bytes(graph),
-            cache_bytes=slots * KvCache.row_size_bytes(architecture, capacity),
+            cache_bytes=slots * row_bytes,
             working_bytes=SESSION_BYTES + working,
         )
 
@@ -141,9 +142,8 @@ class Loader:
             version=key.version,
         )
 
-    def _slots(self, architecture: Architecture, capacity: int) -> int:
+    def _slots(self, row_bytes: int, capacity: int) -> int:
         """As many slots as the settings ask for and the memory allows. Raises FailedPrecondition for none."""
-        row_bytes = KvCache.row_size_bytes(architecture, capacity)
         # Two versions of a model have to fit while one takes the other's place.
         limit_bytes = min(self._settings.cache_limit_bytes, self._settings.memory_budget_bytes // 4)
         slots = min(self._settings.slots, limit_bytes // row_bytes)
@@ -160,22 +160,6 @@ class Loader:
         # With more threads than heads the attention kernel splits a row among threads, in another way when a batch
         # has more rows: a sequence's bits would depend on its company.
         return min(self._settings.thread_count, architecture.heads)
-
-    def _session(self, graph: Path, cache: KvCache, architecture: Architecture) -> Session:
-        try:
-            return Session(
-                graph,
-                cache,
-                vocab_size=architecture.vocab_size,
-                threads=self._threads(architecture),
-                allow_spinning=self._settings.allow_spinning,
-            )
-        except OctavoError:
-            raise
-        except Exception as error:  # the runtime raises its own classes
-            raise FailedPrecondition(
-                Reason.REASON_MODEL_REFUSED, f"ONNX Runtime cannot load {graph.name}: {error}"
-            ) from error
 
 
 def is_text(directory: Path) -> bool:

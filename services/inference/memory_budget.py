@@ -7,6 +7,9 @@ from pathlib import Path
 _LENGTH = re.compile(rb"\n\x06length\x12.([0-9]+)", re.DOTALL)
 """An entry of ONNX's `external_data`: key `length`, field 1, and its value, field 2, in decimal digits."""
 
+_CACHE_ELEMENT = re.compile(rb"octavo.cache_element_bytes\x12\x01([0-9])")
+"""The exporter's word on the cache, in ONNX's `metadata_props`: key, and field 2, one digit."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
@@ -65,3 +68,9 @@ def weights_bytes(graph: Path) -> int:
     """
     content = graph.read_bytes()
     return len(content) + sum(map(int, _LENGTH.findall(content)))
+
+
+def cache_element_bytes(graph: Path) -> int:
+    """The size of a number in the graph's cache; that of a float32 where it does not say."""
+    said = _CACHE_ELEMENT.search(graph.read_bytes())
+    return int(said[1]) if said else 4

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from octavo.errors import FailedPrecondition
 from octavo.v1.errors_pb2 import Reason
 from services.inference.datatypes import BY_RUNTIME, Datatype
-from services.inference.session import PROVIDERS, session_options
+from services.inference.served_graph import PROVIDERS, session_options
 from services.inference.tensors import Array
 
 _BFLOAT16 = 16

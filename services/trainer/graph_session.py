@@ -6,7 +6,7 @@ Knows nothing of what is being proven, nor of requests; the inference engine has
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,14 @@ import onnxruntime as ort
 
 from octavo.formats.architecture import Architecture
 
+_CACHE_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+
 
 class GraphSession:
-    """One graph over one or several sequences of up to a context each; used by one thread at a time."""
+    """One graph over one or several sequences of up to a context each; used by one thread at a time.
+
+    `caches` are the keys and values by layer, [rows, kv_heads, context, head_size], such as `key.0`.
+    """
 
     def __init__(self, path: Path, architecture: Architecture, *, threads: int = 1) -> None:
         options = ort.SessionOptions()
@@ -24,7 +29,11 @@ class GraphSession:
         # Spinning threads would take the cores of the training beside which a proof may run.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._names = {value.name for value in self._session.get_inputs()}
+        inputs = {value.name: value.type for value in self._session.get_inputs()}
+        self._names = inputs.keys()
+        self._cache_types = {
+            name.removeprefix("past_"): _CACHE_TYPES[kind] for name, kind in inputs.items() if name.startswith("past_")
+        }
         self._a = architecture
         self.reset(rows=1)
 
@@ -32,11 +41,7 @@ class GraphSession:
         """Start over with so many empty sequences."""
         shape = (rows, self._a.kv_heads, self._a.context_length, self._a.head_size)
         self._past = np.zeros(rows, np.int64)
-        self._caches = {
-            f"{part}.{layer}": np.zeros(shape, np.float32)
-            for layer in range(self._a.layers)
-            for part in ("key", "value")
-        }
+        self.caches = {name: np.zeros(shape, dtype) for name, dtype in self._cache_types.items()}
 
     def complete(
         self, prompt: npt.NDArray[np.int64], count: int
@@ -50,13 +55,25 @@ class GraphSession:
         return logits.argmax(axis=1), logits
 
     def feed(self, ids: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float32]:
-        """Append `ids` [rows, n], of which each row means its first `counts` (default: all); return the logits.
+        """Append `ids` [rows, n], of which each row means its first `counts` (default: all).
 
-        [rows, vocab] after the last token of each row, or [rows, n, vocab] from a scoring graph.
+        The logits [rows, vocab] after the last token of each row.
         """
         rows, width = ids.shape
         counts = np.full(rows, width, np.int64) if counts is None else counts
+        return self._run(ids, counts, np.stack([np.arange(rows), counts - 1], axis=1))
+
+    def feed_all(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Append `ids` [rows, n]; the logits [rows, n, vocab] after every token."""
+        rows, width = ids.shape
+        every = np.indices((rows, width)).reshape(2, -1).T
+        return self._run(ids, np.full(rows, width, np.int64), every).reshape(rows, width, -1)
+
+    def _run(
+        self, ids: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], answered: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
         total = self._past + counts
+        width = ids.shape[1]
         # The kernel takes a run for a first prompt iff this equals n, so a padded first prompt says n.
         longest = width if not self._past.any() else int(total.max())
         feeds: dict[str, npt.NDArray[Any]] = {
@@ -64,25 +81,20 @@ class GraphSession:
             "position_ids": self._past[:, None] + np.arange(width, dtype=np.int64)[None, :],
             "seqlens_k": (total - 1).astype(np.int32),
             "total_sequence_length": np.array(longest, np.int32),
-            "last_token": counts - 1,
+            "answered": np.ascontiguousarray(answered, np.int64),
         }
-        logits = self._run({name: array for name, array in feeds.items() if name in self._names})
-        self._past = total
-        return logits
-
-    def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         binding = self._session.io_binding()
         binding.bind_output("logits", "cpu")
         for name, array in feeds.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, cache in self._caches.items():
+            if name in self._names:
+                binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, cache in self.caches.items():
             # The same address in and out is what makes the kernel append in place.
             address = cache.ctypes.data
-            binding.bind_input(f"past_{name}", "cpu", 0, np.float32, cache.shape, address)
-            binding.bind_output(f"present_{name}", "cpu", 0, np.float32, cache.shape, address)
-        if "last_token" not in self._names:
-            binding.bind_output("hidden", "cpu")
+            binding.bind_input(f"past_{name}", "cpu", 0, cache.dtype.type, cache.shape, address)
+            binding.bind_output(f"present_{name}", "cpu", 0, cache.dtype.type, cache.shape, address)
         self._session.run_with_iobinding(binding)
+        self._past = total
         # numpy() of a bound output may alias memory of the runtime.
         logits: npt.NDArray[np.float32] = binding.get_outputs()[0].numpy().copy()
         return logits

@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from octavo.errors import FailedPrecondition
 from octavo.formats.architecture import Architecture
-from octavo.formats.bundle import CONFIG_FILE, GRAPH_FILE, SCORE_GRAPH_FILE, read_json
+from octavo.formats.bundle import CONFIG_FILE, GRAPH_FILE, read_json
 from octavo.formats.conformance import (
     CONFORMANCE_FILE,
     Conformance,
@@ -102,7 +102,7 @@ def prove(
     greedy_tokens: int = GREEDY_TOKENS,
     threads: int = 1,
 ) -> Proof:
-    """Hold both fp32 graphs of `bundle` against `reference`; FailedPrecondition with the difference found.
+    """Hold the fp32 graph of `bundle` against `reference`; FailedPrecondition with the difference found.
 
     `tolerance` bounds the largest absolute difference of a logit where fp32 itself is not coarser. `texts` are real
     token ids to probe with, beside the pseudo-random ones. A greedy text ends with the context, so a short context
@@ -172,13 +172,12 @@ class _Greedy:
 
 
 class _Trial:
-    """Both graphs of a bundle and the checkpoint's logits for every probe."""
+    """The graph of a bundle and the checkpoint's logits for every probe."""
 
     def __init__(self, bundle: Path, reference: Reference, texts: Sequence[Sequence[int]], threads: int) -> None:
         self._a = Architecture.from_config(read_json(bundle / CONFIG_FILE))
         self._reference = reference
-        self._served = GraphSession(bundle / GRAPH_FILE, self._a, threads=threads)
-        self._scoring = GraphSession(bundle / SCORE_GRAPH_FILE, self._a, threads=threads)
+        self._session = GraphSession(bundle / GRAPH_FILE, self._a, threads=threads)
         context = self._a.context_length
         limit = min(context, max(_PROMPT_TOKENS, _LOGITS_LIMIT // self._a.vocab_size))
         shorter = {min(limit, length) for length in (context // 2 + 1, 9, 1)}
@@ -202,18 +201,18 @@ class _Trial:
         """Every position of every probe in one run."""
         found = []
         for ids, wanted in zip(self._probes, self._wanted, strict=True):
-            self._scoring.reset(rows=1)
-            found.append(_largest(self._scoring.feed(ids[None, :])[0], wanted))
+            self._session.reset(rows=1)
+            found.append(_largest(self._session.feed_all(ids[None, :])[0], wanted))
         return _worst(found)
 
     def chunked(self) -> float:
         """Each probe in two chunks, then token by token through the cache."""
         found = []
         for ids, wanted in zip(self._probes, self._wanted, strict=True):
-            self._served.reset(rows=1)
+            self._session.reset(rows=1)
             end = 0
             for count in _chunks(len(ids)):
-                logits = self._served.feed(ids[None, end : end + count])[0]
+                logits = self._session.feed(ids[None, end : end + count])[0]
                 end += count
                 found.append(_largest(logits, wanted[end - 1]))
         return _worst(found)
@@ -227,14 +226,14 @@ class _Trial:
         padded = np.zeros((len(rows), halves.max()), np.int64)
         for line, row in enumerate(rows):
             padded[line, : halves[line]] = self._probes[row][: halves[line]]
-        self._served.reset(rows=len(rows))
-        found = [self._compare_rows(self._served.feed(padded, halves), rows, halves - 1)]
+        self._session.reset(rows=len(rows))
+        found = [self._compare_rows(self._session.feed(padded, halves), rows, halves - 1)]
         left = [len(self._probes[row]) - half for row, half in zip(rows, halves, strict=True)]
         steps = min(8, *left)
         for step in range(steps):
             places = halves + step
             ids = np.array([[self._probes[row][at]] for row, at in zip(rows, places, strict=True)], np.int64)
-            found.append(self._compare_rows(self._served.feed(ids), rows, places))
+            found.append(self._compare_rows(self._session.feed(ids), rows, places))
         return _worst(found)
 
     def greedy(self, count: int, tolerance: float) -> _Greedy:
@@ -250,7 +249,7 @@ class _Trial:
         text, left = 0, count
         while left:
             prompt = _probe(self._a, 100 + text, prompt_tokens)
-            written, logits = self._served.complete(prompt, min(left, room))
+            written, logits = self._session.complete(prompt, min(left, room))
             wanted = self._logits(np.concatenate([prompt, written[:-1]]))[prompt_tokens - 1 :]
             found.append(_largest(logits, wanted))
             ties += _ties(text, written, wanted, tolerance)

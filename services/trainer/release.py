@@ -27,7 +27,7 @@ from services.trainer.corpus import Corpus
 from services.trainer.job_directory import JobDirectory
 from services.trainer.loop import Training
 from services.trainer.model import Transformer
-from services.trainer.onnx_export import export_graphs
+from services.trainer.onnx_export import export_graph
 from services.trainer.parity import Proof, Reference, prove, record_conformance
 from services.trainer.publication import Release
 
@@ -70,7 +70,7 @@ def make_release(
     say(pb.JOB_PHASE_EVALUATE, "measuring the weights in fp32, as they are exported")
     measured = training.evaluate(evaluation.step, dtype=torch.float32)
     measured.training_loss = evaluation.training_loss
-    say(pb.JOB_PHASE_EXPORT, "writing the bundle and its graphs")
+    say(pb.JOB_PHASE_EXPORT, "writing the bundle and its graph")
     shutil.rmtree(directory.bundle, ignore_errors=True)
     directory.bundle.mkdir()
     weights = training.weights()
@@ -81,8 +81,8 @@ def make_release(
         tokenizer=corpus.tokenizer,
         dropout=training.spec.dropout,
     )
-    export_graphs(directory.bundle)
-    say(pb.JOB_PHASE_PROVE, "proving the graphs equal to the checkpoint")
+    export_graph(directory.bundle)
+    say(pb.JOB_PHASE_PROVE, "proving the graph equal to the checkpoint")
     texts, threads = _probes(corpus, training), training.spec.threads
     proof = prove(directory.bundle, _reference(training, weights), texts=texts, threads=threads)
     record_conformance(directory.bundle, texts=texts, threads=threads)

@@ -25,14 +25,14 @@ from octavo.v1.deployments_pb2 import (
 )
 from octavo.v1.registry_pb2 import CreateVersionRequest, File, Version
 from services import inference, registry
-from services.inference.kv_cache import KvCache
 from services.inference.loader import Loader
 from services.inference.outbox import Courier
 from services.inference.rehearsal import Rehearsal
+from services.inference.served_graph import ServedGraph
 from services.inference.served_model import Key
 from services.inference.session import Session
 from services.inference.settings import InferenceSettings
-from services.trainer.onnx_export import export_graphs
+from services.trainer.onnx_export import export_graph
 
 SYMBOLS = "".join(map(chr, range(32, 96))) + "\n"
 CONTEXT = 96
@@ -51,7 +51,7 @@ def write_random_bundle(directory, family, seed=0):
     }
     directory.mkdir(parents=True, exist_ok=True)
     write_bundle(directory, architecture=architecture, tensors=tensors, tokenizer=tokenizer)
-    graph, _ = export_graphs(directory)
+    graph = export_graph(directory)
     rehearsal = Rehearsal(open_session(graph, architecture, slots=1), chunk_tokens=16)
     prompts = [[1, 2, 3], list(range(40))]
     answers = [rehearsal.complete(prompt, 6) for prompt in prompts]
@@ -64,8 +64,8 @@ def write_random_bundle(directory, family, seed=0):
 
 
 def open_session(graph, architecture, slots, capacity=CONTEXT):
-    cache = KvCache(architecture, slots=slots, capacity=capacity)
-    return Session(graph, cache, vocab_size=architecture.vocab_size, threads=1, allow_spinning=False)
+    served = ServedGraph(graph, architecture, threads=1, allow_spinning=False)
+    return Session(served, served.new_cache(slots=slots, capacity=capacity))
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,5 @@
-import json
-
 import numpy as np
 import pytest
-
-from octavo.errors import FailedPrecondition
-from octavo.formats.architecture import Architecture
-from services.inference.kv_cache import KvCache
-from services.inference.session import Session
 
 FAMILIES = ("gpt2", "llama", "qwen3")
 
@@ -74,11 +67,19 @@ def test_reading_a_prompt_touches_no_other_row(bundles, session_over):
         assert (tensor[1, :, :10] != 7).any()
 
 
-def test_a_graph_of_another_contract_is_refused_with_the_difference(bundles):
-    directory = bundles()
-    architecture = Architecture.from_config(json.loads((directory / "config.json").read_text()))
-    cache = KvCache(architecture, slots=1, capacity=16)
-    with pytest.raises(FailedPrecondition, match="inputs last_token are missing"):
-        Session(
-            directory / "model.score.onnx", cache, vocab_size=architecture.vocab_size, threads=1, allow_spinning=False
-        )
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_read_together_give_the_same_bits_as_alone(family, bundles, session_over):
+    session = session_over(bundles(family), slots=5)
+    prompts = [np.arange(n, dtype=np.int64) * 11 % 60 for n in (9, 1, 30, 2)]
+    alone = []
+    for prompt in prompts:
+        logits = session.prefill(0, prompt, 0)
+        session.place(0, 7, len(prompt))
+        alone.append((logits.tobytes(), session.decode_row(0).tobytes()))
+
+    logits = session.prefill_together(1, prompts).copy()
+
+    for row, (prompt, (first, second)) in enumerate(zip(prompts, alone, strict=True)):
+        session.place(row + 1, 7, len(prompt))
+        assert logits[row].tobytes() == first
+        assert session.decode_row(row + 1).tobytes() == second

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from octavo.formats.architecture import Architecture
-from octavo.formats.bundle import CONFIG_FILE, GRAPH_FILE, SCORE_GRAPH_FILE, write_json
+from octavo.formats.bundle import CONFIG_FILE, GRAPH_FILE, write_json
 from octavo.formats.manifest import WEIGHTS_FILE
 from octavo.formats.tensor_file import write_safetensors
 from services.trainer.graph_session import GraphSession
-from services.trainer.onnx_export import export_graphs
+from services.trainer.onnx_export import export_graph
 
 
 @pytest.fixture(scope="module")
@@ -17,17 +17,17 @@ def model(tmp_path_factory):
     tensors = {name: random.normal(0, 0.3, shape).astype(np.float32) for name, shape in a.tensors().items()}
     write_safetensors(directory / WEIGHTS_FILE, tensors, {"format": "pt"})
     write_json(directory / CONFIG_FILE, a.to_config())
-    export_graphs(directory)
+    export_graph(directory)
     return directory, a
 
 
 IDS = np.random.default_rng(1).integers(0, 31, (2, 20))
 
 
-def test_a_served_graph_answers_after_the_last_token_and_a_scoring_one_after_each(model):
+def test_one_graph_answers_after_the_last_token_or_after_each(model):
     directory, a = model
-    served, scoring = (GraphSession(directory / name, a) for name in (GRAPH_FILE, SCORE_GRAPH_FILE))
-    last, every = served.feed(IDS[:1]), scoring.feed(IDS[:1])
+    served, scoring = (GraphSession(directory / GRAPH_FILE, a) for _ in range(2))
+    last, every = served.feed(IDS[:1]), scoring.feed_all(IDS[:1])
     assert last.shape == (1, 31)
     assert every.shape == (1, 20, 31)
     np.testing.assert_allclose(last, every[:, -1], rtol=0, atol=1e-5)
@@ -58,5 +58,5 @@ def test_a_completion_is_the_most_likely_token_each_time(model):
     ids, logits = session.complete(IDS[0, :8], 12)
     assert ids.tolist() == logits.argmax(axis=1).tolist()
     text = np.concatenate([IDS[0, :8], ids])[None]
-    every = GraphSession(directory / SCORE_GRAPH_FILE, a).feed(text[:, :-1])
+    every = GraphSession(directory / GRAPH_FILE, a).feed_all(text[:, :-1])
     np.testing.assert_allclose(logits, every[0, 7:], rtol=0, atol=1e-5)

@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 import octavo
 from octavo.errors import InvalidArgument
 from octavo.formats.architecture import Architecture
-from octavo.formats.bundle import CONFIG_FILE, GRAPH_FILE, SCORE_GRAPH_FILE, write_json
+from octavo.formats.bundle import CONFIG_FILE, GRAPH_FILE, write_json
 from octavo.formats.config_json import FAMILIES
 from octavo.formats.manifest import WEIGHTS_FILE
 from octavo.formats.tensor_file import TensorEntry, TensorHeader, read_header, read_tensor, write_safetensors
 from services.trainer.graph_session import GraphSession
-from services.trainer.onnx_export import build_graph, export_graphs
+from services.trainer.onnx_export import build_graph, export_graph
 
 TOLERANCE = 1e-4
 # family, changes: odd vocabularies and widths, one head, grouped heads, heads wider than the model, no MLP to speak of
@@ -64,7 +64,7 @@ def write_model(directory, a, seed=0):
 def exported(request, tmp_path_factory):
     a = architecture(request.param)
     directory = write_model(tmp_path_factory.mktemp(request.param), a)
-    export_graphs(directory)
+    export_graph(directory)
     return directory, a
 
 
@@ -89,7 +89,7 @@ def ids_of(a, length, seed=1):
 def test_a_whole_context_scores_as_transformers_does(exported, oracle):
     directory, a = exported
     ids = ids_of(a, a.context_length)
-    found = GraphSession(directory / SCORE_GRAPH_FILE, a).feed(ids[None])[0]
+    found = GraphSession(directory / GRAPH_FILE, a).feed_all(ids[None])[0]
     np.testing.assert_allclose(found, oracle(ids), rtol=0, atol=TOLERANCE)
 
 
@@ -124,7 +124,7 @@ def test_200_greedy_tokens_are_what_transformers_would_choose_after_each_prefix(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_200_greedy_tokens_are_those_that_transformers_generates(tmp_path, family):
     a = architecture(family)
-    export_graphs(write_model(tmp_path, a))
+    export_graph(write_model(tmp_path, a))
     prompt, written = clear_text(GraphSession(tmp_path / GRAPH_FILE, a), a)
     model, ids = AutoModelForCausalLM.from_pretrained(tmp_path).eval(), torch.from_numpy(prompt)[None]
     generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=200, do_sample=False)
@@ -151,35 +151,29 @@ def test_a_row_has_the_same_bits_alone_and_in_a_ragged_batch(exported):
 def test_every_weight_is_a_range_of_the_checkpoint_and_none_is_copied(exported):
     directory, a = exported
     header = read_header(directory / WEIGHTS_FILE)
-    for name in (GRAPH_FILE, SCORE_GRAPH_FILE):
-        model = onnx.load(directory / name, load_external_data=False)
-        external = [tensor for tensor in model.graph.initializer if tensor.external_data]
-        assert {tensor.name for tensor in external} == a.tensors().keys()
-        for tensor in external:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            entry = header.tensors[tensor.name]
-            assert place == {
-                "location": WEIGHTS_FILE,
-                "offset": str(entry.offset),
-                "length": str(entry.size_bytes),
-            }
-        onnx.load_external_data_for_model(model, str(directory))
-        for tensor in model.graph.initializer:
-            if tensor.name in header.tensors:
-                stored = read_tensor(directory / WEIGHTS_FILE, header.tensors[tensor.name])
-                assert np.array_equal(onnx.numpy_helper.to_array(tensor), stored)
+    model = onnx.load(directory / GRAPH_FILE, load_external_data=False)
+    external = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    assert {tensor.name for tensor in external} == a.tensors().keys()
+    for tensor in external:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        entry = header.tensors[tensor.name]
+        assert place == {"location": WEIGHTS_FILE, "offset": str(entry.offset), "length": str(entry.size_bytes)}
+    onnx.load_external_data_for_model(model, str(directory))
+    for tensor in model.graph.initializer:
+        if tensor.name in header.tensors:
+            stored = read_tensor(directory / WEIGHTS_FILE, header.tensors[tensor.name])
+            assert np.array_equal(onnx.numpy_helper.to_array(tensor), stored)
 
 
-def test_graphs_pass_the_checker_and_say_what_they_are(exported):
+def test_a_graph_passes_the_checker_and_says_what_it_is(exported):
     directory, a = exported
-    for name in (GRAPH_FILE, SCORE_GRAPH_FILE):
-        onnx.checker.check_model(directory / name)
-        model = onnx.load(directory / name, load_external_data=False)
-        said = {entry.key: entry.value for entry in model.metadata_props}
-        assert said["octavo.version"] == octavo.__version__
-        assert said["octavo.family"] == a.family
-        assert said["octavo.context_length"] == str(a.context_length)
-        assert Architecture(**json.loads(said["octavo.architecture"])) == a
+    onnx.checker.check_model(directory / GRAPH_FILE)
+    model = onnx.load(directory / GRAPH_FILE, load_external_data=False)
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert said["octavo.version"] == octavo.__version__
+    assert said["octavo.family"] == a.family
+    assert said["octavo.context_length"] == str(a.context_length)
+    assert Architecture(**json.loads(said["octavo.architecture"])) == a
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -204,14 +198,11 @@ def test_inputs_and_outputs_are_the_contract(family):
     a = architecture(family)
     model = build_graph(a, header_of(a))
     caches = [f"{part}.{layer}" for layer in range(a.layers) for part in ("key", "value")]
-    names = ["input_ids", "position_ids", "seqlens_k", "total_sequence_length", "last_token"]
+    names = ["input_ids", "position_ids", "seqlens_k", "total_sequence_length", "answered"]
     if family != "gpt2":
         names.remove("position_ids")
     assert [value.name for value in model.graph.input] == names + [f"past_{name}" for name in caches]
-    assert [value.name for value in model.graph.output] == ["logits", *(f"present_{name}" for name in caches)]
-    scoring = build_graph(a, header_of(a), scores_all=True).graph
-    assert "last_token" not in {value.name for value in scoring.input}
-    assert [value.name for value in scoring.output][:2] == ["logits", "hidden"]
+    assert [value.name for value in model.graph.output] == ["logits", "hidden", *(f"present_{name}" for name in caches)]
 
 
 def header_of(a):
@@ -234,7 +225,7 @@ def test_the_same_checkpoint_gives_the_same_graph_bytes(tmp_path):
     graphs = []
     for name in ("1", "2"):
         (tmp_path / name).mkdir()
-        export_graphs(write_model(tmp_path / name, architecture("qwen3")))
+        export_graph(write_model(tmp_path / name, architecture("qwen3")))
         graphs.append((tmp_path / name / GRAPH_FILE).read_bytes())
     assert graphs[0] == graphs[1]
 

@@ -7,14 +7,14 @@ from transformers import AutoModelForCausalLM
 
 from octavo.errors import FailedPrecondition
 from octavo.formats.architecture import Architecture
-from octavo.formats.bundle import CONFIG_FILE, GRAPH_FILE, SCORE_GRAPH_FILE, write_json
+from octavo.formats.bundle import CONFIG_FILE, GRAPH_FILE, write_json
 from octavo.formats.config_json import FAMILIES
 from octavo.formats.conformance import Conformance, log_probability
 from octavo.formats.manifest import WEIGHTS_FILE, digest_file
 from octavo.formats.tensor_file import read_header, read_tensor, write_safetensors
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.graph_session import GraphSession
-from services.trainer.onnx_export import export_graphs
+from services.trainer.onnx_export import export_graph
 from services.trainer.parity import prove, record_conformance
 
 
@@ -37,7 +37,7 @@ def write_model(directory, family="llama", context_length=64, spread=0.15, **cha
     }
     write_safetensors(directory / WEIGHTS_FILE, tensors, {"format": "pt"})
     write_json(directory / CONFIG_FILE, a.to_config())
-    export_graphs(directory)
+    export_graph(directory)
     return a
 
 
@@ -115,16 +115,14 @@ def test_a_large_vocabulary_shortens_all_probes_but_one(tmp_path):
     assert proof.probe_lengths == (256, 111, 9, 1, 111)
 
 
-@pytest.mark.parametrize("graph", [GRAPH_FILE, SCORE_GRAPH_FILE])
-def test_either_graph_alone_can_fail_the_proof(tmp_path, graph):
+def test_another_models_graph_fails_the_proof(tmp_path):
     (tmp_path / "other").mkdir()
     write_model(tmp_path)
     write_model(tmp_path / "other", norm_epsilon=0.05)
-    (tmp_path / graph).write_bytes((tmp_path / "other" / graph).read_bytes())
-    ways = {SCORE_GRAPH_FILE: "whole", GRAPH_FILE: "chunked"}
+    (tmp_path / GRAPH_FILE).write_bytes((tmp_path / "other" / GRAPH_FILE).read_bytes())
     with pytest.raises(FailedPrecondition) as caught:
         prove(tmp_path, checkpoint(tmp_path))
-    assert caught.value.metadata["way"] == ways[graph]
+    assert caught.value.metadata["way"] == "whole"
 
 
 def test_a_nan_is_a_difference(tmp_path):
