@@ -13,6 +13,8 @@ help: ## Show what make can do
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	@# The client of Triton servers, for tests: it asks for older protobuf and ml-dtypes than ours and works with ours.
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps tritonclient python-rapidjson
 	@touch $@
 
 setup: $(READY) ## Make .venv with everything the suite needs

@@ -27,6 +27,7 @@ from services.inference.roster import Roster
 from services.inference.served_model import ServedModel
 from services.inference.servicer import InferenceServicer
 from services.inference.settings import InferenceSettings as Settings
+from services.inference.tensor_metrics import TensorCollector
 
 __all__ = ["Settings", "assemble"]
 
@@ -69,8 +70,9 @@ class _Program:
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        collector = InferenceCollector(self._roster)
-        self._telemetry.collector.register(collector)
+        collectors = (InferenceCollector(self._roster), TensorCollector(self._roster))
+        for collector in collectors:
+            self._telemetry.collector.register(collector)
         async with AsyncClient(Addresses(registry=self._settings.registry), api_key=self._settings.api_key) as client:
             self._deployments, residency = self._assembled(client)
             if self._settings.repository_control:
@@ -83,7 +85,8 @@ class _Program:
                 with suppress(asyncio.CancelledError):
                     await following
                 await residency.close()
-                self._telemetry.collector.unregister(collector)
+                for collector in collectors:
+                    self._telemetry.collector.unregister(collector)
 
     def _assembled(self, client: AsyncClient) -> tuple[Deployments, Residency]:
         settings = self._settings

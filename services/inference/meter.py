@@ -5,6 +5,7 @@ Written by the engine's thread alone. Knows nothing of Prometheus; `metrics` sho
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterator
 from time import time
 
 from octavo.v1.errors_pb2 import Reason
@@ -32,6 +33,13 @@ class Distribution:
         """Counts `value`, `times` over."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
+
+    def cumulated(self) -> Iterator[tuple[str, float]]:
+        """Each bound as Prometheus writes it, with the count of values up to it."""
+        count = 0
+        for bound, more in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            count += more
+            yield ("+Inf" if bound == float("inf") else str(bound)), count
 
 
 class Meter:

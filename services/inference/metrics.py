@@ -70,7 +70,7 @@ class InferenceCollector(Collector):
             histogram = HistogramMetricFamily(name, text, labels=LABELS)
             for labels, meter in meters:
                 seen = distribution(meter)
-                histogram.add_metric(labels, list(_cumulated(seen)), seen.total)
+                histogram.add_metric(labels, list(seen.cumulated()), seen.total)
             yield histogram
 
 
@@ -105,10 +105,3 @@ def _outcomes(meters: Iterable[tuple[tuple[str, str], Meter]]) -> CounterMetricF
         for outcome, count in dict(meter.outcomes).items():
             family.add_metric((*labels, outcome), count)
     return family
-
-
-def _cumulated(seen: Distribution) -> Iterator[tuple[str, float]]:
-    count = 0
-    for bound, more in zip((*seen.bounds, float("inf")), seen.counts, strict=True):
-        count += more
-        yield ("+Inf" if bound == float("inf") else str(bound)), count

@@ -103,9 +103,10 @@ def statistics(name: str, served: ServedModel) -> Statistics:
     match served.loaded:
         case LoadedModel() as loaded:
             _add_text_statistics(reply, loaded.engine.meter)
-            reply.memory_usage.add(type="CPU", id=0, byte_size=loaded.cache_size_bytes)
         case TensorModel() as loaded:
             _add_tensor_statistics(reply, loaded.meter)
+    if served.loaded and (footprint := served.footprint):
+        reply.memory_usage.add(type="CPU", id=0, byte_size=footprint.total_bytes)
     return reply
 
 

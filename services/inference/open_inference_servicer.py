@@ -142,6 +142,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             return await _tensors_answer(request, served, terms, call)
         asked = inference_pb2.GenerateRequest(model=reference, priority=terms.priority)
         text_tensors.read(request, asked)
+        call.check_time()
         # One answer with the whole text, where Triton refuses a unary call of a model that may answer many times.
         reply = await self._inference.Generate(asked, cast(Context, call))
         answer = text_tensors.answer(request, reply.version, [completion.text for completion in reply.completions])
@@ -170,6 +171,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                 return
             asked = inference_pb2.StreamGenerateRequest(model=reference, priority=terms.priority)
             text_tensors.read(request, asked)
+            call.check_time()
             async for event in self._inference.StreamGenerate(asked, cast(Context, call)):
                 if event.HasField("chunk"):
                     answer = text_tensors.answer(request, served.key.version, [event.chunk.text])

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Protocol
 
+from octavo.errors import DeadlineExceeded
+from octavo.v1.errors_pb2 import Reason
+
 
 class Call(Protocol):
     """What is asked of the call outside."""
@@ -25,6 +28,11 @@ class SubCall:
     def time_remaining(self) -> float | None:
         """Seconds until its deadline; None without one."""
         return None if self.deadline_s is None else self.deadline_s - perf_counter()
+
+    def check_time(self) -> None:
+        """Raises DeadlineExceeded when none is left: what is late already need not begin."""
+        if self.deadline_s is not None and self.deadline_s <= perf_counter():
+            raise DeadlineExceeded(Reason.REASON_DEADLINE_EXCEEDED, "the deadline passed before the work began")
 
     def add_done_callback(self, callback: Callable[[object], None]) -> None:
         """Calls `callback` at the end."""

@@ -20,6 +20,7 @@ Array = NDArray[Any]
 InputTensor = ModelInferRequest.InferInputTensor
 
 RANK_LIMIT = 32
+ELEMENT_LIMIT = 1 << 31
 _LENGTH_BYTES = 4
 
 
@@ -86,6 +87,9 @@ def _shape(tensor: InputTensor, field: str) -> tuple[int, ...]:
         raise InvalidArgument.field(f"{field}.shape", f"{len(shape)} dimensions are more than {RANK_LIMIT}")
     if any(size < 0 for size in shape):
         raise InvalidArgument.field(f"{field}.shape", f"{list(shape)} has a negative size; send the sizes as they are")
+    # With a 0 among them huge sizes hold no element, and yet are more than an array can be.
+    if prod(size or 1 for size in shape) > ELEMENT_LIMIT:
+        raise InvalidArgument.field(f"{field}.shape", f"{list(shape)} has more than {ELEMENT_LIMIT} elements")
     return shape
 
 
@@ -133,7 +137,7 @@ def _typed(tensor: InputTensor, datatype: Datatype, shape: tuple[int, ...], fiel
     if len(values) != prod(shape):
         raise InvalidArgument.field(f"{field}.contents", _count(len(values), shape))
     try:
-        return np.array(values, datatype.dtype).reshape(shape)
+        return np.array(list(values), datatype.dtype).reshape(shape)
     except OverflowError as error:
         raise InvalidArgument.field(f"{field}.contents", f"not {datatype.name}: {error}") from None
 
