@@ -30,7 +30,7 @@ from octavo.formats.tokenizer import Tokenizer
 from octavo.v1 import inference_pb2, inference_pb2_grpc
 from octavo.v1.deployments_pb2 import Precision
 from services.inference.loader import Loader
-from services.inference.outbox import Courier, Outbox
+from services.inference.outbox import Outbox
 from services.inference.rehearsal import Rehearsal
 from services.inference.roster import Roster
 from services.inference.sampler import Sampling
@@ -123,7 +123,7 @@ async def engine_complete(loaded: LoadedModel, number: int) -> int:
 async def serve(directory: Path, settings: InferenceSettings) -> None:
     """The server process: says its address, then measures its engine or its bare session whenever it is told."""
     logger = logging.getLogger("octavo.inference")
-    loader = Loader(settings, Courier(asyncio.get_running_loop()), logger)
+    loader = Loader(settings, asyncio.get_running_loop(), logger)
     roster = Roster()
     roster.models[KEY] = served = ServedModel(KEY)
     served.ready(loaded := loader.load(directory, KEY))

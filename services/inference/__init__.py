@@ -19,7 +19,6 @@ from services.inference.loader import Loader
 from services.inference.memory_budget import MemoryBudget
 from services.inference.metrics import InferenceCollector
 from services.inference.open_inference_servicer import OpenInferenceServicer
-from services.inference.outbox import Courier
 from services.inference.precisions import Preferences
 from services.inference.repository import Repository
 from services.inference.residency import Residency
@@ -95,7 +94,7 @@ class _Program:
             roster=self._roster,
             catalog=catalog,
             bundles=BundleCache(settings.data_dir / "inference" / "bundles", partial(transfer.download, client.blobs)),
-            loader=Loader(settings, Courier(asyncio.get_running_loop()), self._telemetry.logger),
+            loader=Loader(settings, asyncio.get_running_loop(), self._telemetry.logger),
             budget=MemoryBudget(settings.memory_budget_bytes),
             logger=self._telemetry.logger,
             drain_s=settings.drain_s,

@@ -3,6 +3,7 @@
 Knows directories; nothing of registries or deployments.
 """
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -36,11 +37,11 @@ SESSION_BYTES = 4 << 20
 
 
 class Loader:
-    """Builds engines as the settings say, all for one event loop."""
+    """Builds engines as the settings say, all for one event loop, each with a courier of its own to it."""
 
-    def __init__(self, settings: InferenceSettings, courier: Courier, logger: logging.Logger) -> None:
+    def __init__(self, settings: InferenceSettings, loop: asyncio.AbstractEventLoop, logger: logging.Logger) -> None:
         self._settings = settings
-        self._courier = courier
+        self._loop = loop
         self._logger = logger
 
     def load(self, directory: Path, key: Key) -> LoadedModel | TensorModel:
@@ -60,7 +61,7 @@ class Loader:
             threads=self._settings.thread_count,
             allow_spinning=self._settings.allow_spinning,
             size_limit_bytes=self._settings.tensor_model_limit_bytes,
-            loop=self._courier.loop,
+            loop=self._loop,
             name=key.name.removeprefix("servedModels/"),
             logger=self._logger,
         )
@@ -124,7 +125,7 @@ class Loader:
                 chunk_tokens=self._settings.chunk_tokens,
             ),
             sampler=Sampler(slots=slots, capacity=session.cache.capacity),
-            courier=self._courier,
+            courier=Courier(self._loop),
             messages_per_s=self._settings.messages_per_s,
             name=key.name.removeprefix("servedModels/"),
             logger=self._logger,

@@ -107,7 +107,7 @@ def _is_last(delivery: Delivery) -> bool:
 
 
 class Courier:
-    """Carries the deliveries of one engine to one event loop."""
+    """Carries the deliveries of one engine to one event loop; `hand` and `depart` are its thread's alone."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.errors import FailedPrecondition
 from octavo.formats.conformance import Conformance, Verdict, log_probability
+from octavo.v1.errors_pb2 import Reason
 from services.inference.session import Session
 
 
@@ -30,6 +32,7 @@ class Rehearsal:
         token_ids: list[int] = []
         log_probabilities: list[float] = []
         for length in range(len(prompt), len(prompt) + count):
+            _require_numbers(logits, length)
             token_id = int(logits[0].argmax())
             token_ids.append(token_id)
             log_probabilities.append(log_probability(logits[0], token_id))
@@ -42,3 +45,12 @@ class Rehearsal:
         for start in range(0, len(prompt), self._chunk_tokens):
             logits = self._session.prefill(0, prompt[start : start + self._chunk_tokens], start)
         return logits
+
+
+def _require_numbers(logits: NDArray[np.float32], length: int) -> None:
+    if np.isnan(logits).any():
+        raise FailedPrecondition(
+            Reason.REASON_CONFORMANCE_FAILED,
+            f"the logits after {length} tokens are not numbers (nan): the weights or the graph are broken; export the "
+            "version again",
+        )

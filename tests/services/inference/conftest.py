@@ -26,7 +26,6 @@ from octavo.v1.deployments_pb2 import (
 from octavo.v1.registry_pb2 import CreateVersionRequest, File, Version
 from services import inference, registry
 from services.inference.loader import Loader
-from services.inference.outbox import Courier
 from services.inference.rehearsal import Rehearsal
 from services.inference.served_graph import ServedGraph
 from services.inference.served_model import Key
@@ -100,9 +99,8 @@ async def load():
 
     async def loading(directory, version="models/poet/versions/1", **settings):
         settings = {"slots": 4, "chunk_tokens": 16, "threads": 1, **settings}
-        loader = Loader(
-            InferenceSettings(port=0, **settings), Courier(asyncio.get_running_loop()), logging.getLogger("octavo.test")
-        )
+        logger = logging.getLogger("octavo.test")
+        loader = Loader(InferenceSettings(port=0, **settings), asyncio.get_running_loop(), logger)
         model = await asyncio.to_thread(loader.load, directory, Key(version, Precision.PRECISION_FP32))
         loaded.append(model)
         return model

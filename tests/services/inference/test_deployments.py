@@ -113,6 +113,56 @@ async def test_a_change_of_version_loses_no_request_and_unloads_the_old_one(suit
     await until(old_is_gone)
 
 
+async def test_models_that_answer_at_the_same_time_never_mix_their_texts(suite, bundles):
+    names = [await suite.publish(bundles(seed=seed)) for seed in range(3)]
+    for number, name in enumerate(names):
+        await suite.deploy(name, deployment=f"d{number}")
+
+    async def text(name):
+        request = StreamGenerateRequest(**asked(name, max_tokens=60, temperature=0, ignore_eos=True))
+        return "".join([event.chunk.text async for event in suite.inference.StreamGenerate(request)])
+
+    alone = {name: await text(name) for name in names}
+    for _ in range(10):
+        together = await asyncio.gather(*(text(name) for name in names * 4))
+        assert dict(zip(names * 4, together, strict=True)) == alone
+        assert set(together) == set(alone.values())
+
+
+async def test_many_changes_of_version_lose_no_request_and_mix_no_answer(suite, bundles):
+    versions = [await suite.publish(bundles()), await suite.publish(bundles(seed=1))]
+    expected, answers, is_over = {}, [], False
+    for version in reversed(versions):
+        await suite.deploy(version)
+        reply = await suite.inference.Generate(GenerateRequest(**asked(version, max_tokens=50, temperature=0)))
+        expected[version] = reply.completions[0].text
+    assert len(set(expected.values())) == 2
+
+    async def ask_at_once():
+        while not is_over:
+            reply = await suite.inference.Generate(GenerateRequest(**asked(max_tokens=50, temperature=0)))
+            answers.append((reply.version, reply.completions[0].text))
+
+    async def ask_bit_by_bit():
+        while not is_over:
+            request = StreamGenerateRequest(**asked(max_tokens=50, temperature=0))
+            events = [event async for event in suite.inference.StreamGenerate(request)]
+            answers.append((events[-1].done.version, "".join(event.chunk.text for event in events)))
+
+    callers = [asyncio.create_task(ask()) for _ in range(4) for ask in (ask_at_once, ask_bit_by_bit)]
+    for change in range(1, 13):
+        await suite.deploy(versions[change % 2])
+        seen = len(answers)
+        while len(answers) < seen + 4 and not any(caller.done() for caller in callers):
+            await asyncio.sleep(0.005)
+    is_over = True
+    await asyncio.gather(*callers)
+    assert {version for version, _ in answers} == set(versions)
+    assert {version: {text for name, text in answers if name == version} for version in versions} == {
+        version: {text} for version, text in expected.items()
+    }
+
+
 async def test_a_version_whose_vectors_do_not_hold_is_refused_and_the_old_one_goes_on(suite, bundles, tmp_path):
     good = await suite.publish(bundles())
     await suite.deploy(good)
@@ -160,9 +210,9 @@ async def test_an_alias_that_no_deployment_follows_is_asked_of_the_registry(suit
 
 async def test_traffic_is_shared_by_weight(suite, bundles):
     versions = [await suite.publish(bundles()), await suite.publish(bundles(seed=1))]
-    await suite.deploy(*versions)
-    seen = {await answering_version(suite) for _ in range(40)}
-    assert seen == set(versions)
+    await suite.deploy(*versions, weights=(3, 1))
+    seen = [await answering_version(suite) for _ in range(8)]
+    assert seen == [versions[number] for number in (0, 0, 1, 0, 0, 0, 1, 0)]
 
 
 async def test_promoting_one_of_two_versions_gives_it_all_traffic(suite, bundles):
