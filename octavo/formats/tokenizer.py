@@ -52,6 +52,9 @@ class Tokenizer:
         self._codes = _character_codes(layout)
         self._may_be_cut = _may_be_cut(layout)
         self._pieces = _pieces(layout, vocabulary)
+        special = set(self._added.values())
+        self.pieces = self._pieces and {code: piece for code, piece in self._pieces.items() if code not in special}
+        """What each id that stands for text adds to it, in UTF-8; None where that depends on its neighbours."""
         self._missing = _missing_bytes(vocabulary) if _decodes_bytes(layout) else frozenset[int]()
 
     @classmethod
@@ -129,14 +132,6 @@ class Tokenizer:
     def is_character_level(self) -> bool:
         return self._codes is not None
 
-    @property
-    def pieces(self) -> Mapping[int, bytes] | None:
-        """What each id that stands for text adds to it, in UTF-8; None where that depends on its neighbours."""
-        if self._pieces is None:
-            return None
-        special = set(self._added.values())
-        return {code: piece for code, piece in self._pieces.items() if code not in special}
-
     def save(self, directory: Path, *, context_length: int) -> None:
         """Write tokenizer.json and tokenizer_config.json as transformers reads them."""
         config: dict[str, Any] = {
@@ -191,6 +186,12 @@ class Tokenizer:
             if not 0 <= code < self._size:
                 raise InvalidArgument.field(f"ids[{position}]", f"{code} is not an id from 0 to {self._size - 1}")
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def size_bytes(self, ids: Sequence[int]) -> int:
+        """Bytes of the text of `ids` in UTF-8; special tokens are no text."""
+        if self.pieces is None:
+            return len(self.decode(ids, skip_special=True).encode())
+        return sum(len(self.pieces.get(code, b"")) for code in ids)
 
     def stream(self, *, skip_special: bool = True) -> StreamDecoder:
         """A decoder for one sequence of ids that arrive one at a time."""

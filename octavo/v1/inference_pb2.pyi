@@ -521,7 +521,7 @@ class StructuredOutput(_message.Message):
     """
     regex: _builtins.str
     """A regular expression that the whole completion matches, in the syntax of Rust's `regex`: no look-around, no
-    back-references.
+    back-references; `\\d` is 0 to 9.
     """
     grammar: _builtins.str
     """A context-free grammar in GBNF, the form that llama.cpp reads; it begins at the rule `root`."""
@@ -1212,6 +1212,7 @@ class ScoreResponse(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version that answered, `models/{model}/versions/{version}`."""
     @_builtins.property
@@ -1222,20 +1223,63 @@ class ScoreResponse(_message.Message):
     def usage(self) -> Global___Usage:
         """Tokens used."""
 
+    @_builtins.property
+    def total(self) -> Global___ScoreTotal:
+        """All inputs together."""
+
     def __init__(
         self,
         *,
         scores: _abc.Iterable[Global___TextScore] | None = ...,
         version: _builtins.str = ...,
         usage: Global___Usage | None = ...,
+        total: Global___ScoreTotal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores", "usage", b"usage", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores", "total", b"total", "usage", b"usage", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
+class ScoreTotal(_message.Message):
+    """The score of all texts of a request, as if they were one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_LOGPROB_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PERPLEXITY_FIELD_NUMBER: _builtins.int
+    BITS_PER_BYTE_FIELD_NUMBER: _builtins.int
+    total_logprob: _builtins.float
+    """Sum of the log-probabilities of all tokens that have one."""
+    token_count: _builtins.int
+    """Tokens that have a log-probability: all of the continuations, less the first of each that has no context."""
+    size_bytes: _builtins.int
+    """Bytes of the text of these tokens in UTF-8; special tokens have none."""
+    perplexity: _builtins.float
+    """exp(-mean log-probability) over these tokens; 1 where there are none."""
+    bits_per_byte: _builtins.float
+    """-log2 of the probability of these tokens, per byte of their text; 0 where there is none."""
+    def __init__(
+        self,
+        *,
+        total_logprob: _builtins.float = ...,
+        token_count: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        perplexity: _builtins.float = ...,
+        bits_per_byte: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_per_byte", b"bits_per_byte", "perplexity", b"perplexity", "size_bytes", b"size_bytes", "token_count", b"token_count", "total_logprob", b"total_logprob"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreTotal: _TypeAlias = ScoreTotal  # noqa: Y015
 
 @_typing.final
 class TextScore(_message.Message):
@@ -1247,12 +1291,17 @@ class TextScore(_message.Message):
     TOTAL_LOGPROB_FIELD_NUMBER: _builtins.int
     PERPLEXITY_FIELD_NUMBER: _builtins.int
     IS_GREEDY_FIELD_NUMBER: _builtins.int
+    BITS_PER_BYTE_FIELD_NUMBER: _builtins.int
     total_logprob: _builtins.float
     """Sum of the log-probabilities of the continuation's tokens that have one."""
     perplexity: _builtins.float
-    """exp(-mean log-probability)."""
+    """exp(-mean log-probability) over the tokens that have one; 1 where none has."""
     is_greedy: _builtins.bool
     """Whether greedy generation from the context would give exactly this continuation."""
+    bits_per_byte: _builtins.float
+    """-log2 of the probability of the tokens that have one, per byte of their text in UTF-8: comparable between
+    tokenizers. 0 where there is no text.
+    """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """One per token of the continuation."""
@@ -1264,10 +1313,11 @@ class TextScore(_message.Message):
         total_logprob: _builtins.float = ...,
         perplexity: _builtins.float = ...,
         is_greedy: _builtins.bool = ...,
+        bits_per_byte: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_greedy", b"is_greedy", "perplexity", b"perplexity", "tokens", b"tokens", "total_logprob", b"total_logprob"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_per_byte", b"bits_per_byte", "is_greedy", b"is_greedy", "perplexity", b"perplexity", "tokens", b"tokens", "total_logprob", b"total_logprob"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

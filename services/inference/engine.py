@@ -24,7 +24,7 @@ from services.inference.meter import Meter
 from services.inference.outbox import Courier
 from services.inference.sampler import Sampler
 from services.inference.scheduler import Move, PromptChunk, Scheduler
-from services.inference.scoring import log_softmax, token_score
+from services.inference.scoring import token_scores
 from services.inference.sequence import Sequence
 from services.inference.session import Session
 
@@ -188,7 +188,7 @@ class Engine:
             return
         self.meter.completion_tokens += 1
         if sequence.logprobs is not None:
-            sequence.scores.append(token_score(log_softmax(logits[None])[0], token_id, sequence.logprobs))
+            sequence.scores += token_scores(logits[None], np.array([token_id]), sequence.logprobs)
         if sequence.append(token_id):
             self._end(sequence, None)
 

@@ -170,7 +170,7 @@ def _grammar(wanted: StructuredOutput, vocabulary: Vocabulary) -> str:
 
 def _regex_grammar(regex: str, vocabulary: Vocabulary) -> str:
     """The whole text matches `regex`, and is made of what the vocabulary has: no way leads into what it lacks."""
-    body = f"/{regex_to_lark(regex, '')}/"
+    body = f"/{regex_to_lark(regex, 'd')}/"
     if vocabulary.alphabet:
         body += f" & /[{vocabulary.alphabet}]*/"
     return f"start: TEXT\nTEXT: {body}"

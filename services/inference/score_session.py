@@ -1,60 +1,146 @@
 """The served graph, asked for an answer after every token: for scores and embeddings.
 
-The engine's weights and a cache of one row of its own, so that it never touches the engine's. One text at a time, in
-chunks whose borders depend on the text's length alone.
+The engine's weights, with a cache and a thread of its own: it never touches the engine's, and does one run at a time.
+Short texts are read together, right-padded to a length that follows from their own alone; long ones in chunks whose
+borders do. So a text meets the same shapes, and gets the same bits, in every company.
 """
 
-from collections.abc import Iterator
-from threading import Lock
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inference.kv_cache import KvCache
-from services.inference.served_graph import ServedGraph, bind, bind_cache, bind_output
+from services.inference.served_graph import ServedGraph, bind, bind_output
+
+PADDING = 8
+"""Texts are padded to a multiple of so many tokens."""
 
 Floats = NDArray[np.float32]
+Tokens = NDArray[np.int64]
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the graph says after the tokens from `start` on of text number `text`: logits [n, vocab], hidden [n, width].
+
+    Both are overwritten by the next run.
+    """
+
+    text: int
+    start: int
+    logits: Floats
+    hidden: Floats
 
 
 class ScoreSession:
-    """Reads texts of up to `capacity` tokens. Safe to share between threads: it works for one at a time."""
+    """Reads texts of up to `capacity` tokens. `work` is for the event loop, `read` for the tasks that it runs."""
 
     def __init__(self, graph: ServedGraph, *, capacity: int, chunk_tokens: int) -> None:
         self._graph = graph
         self._capacity = capacity
         self._chunk_tokens = chunk_tokens
-        self._lock = Lock()
-        self._cache: KvCache | None = None
+        self._desk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
+        self._workspace: Workspace | None = None
 
-    def read(self, token_ids: NDArray[np.int64]) -> Iterator[tuple[int, Floats, Floats]]:
-        """Per chunk: its first position, logits [n, vocab] after each of its tokens, hidden states [n, width].
+    async def work(self, task: Callable[[Event], Answer]) -> Answer:
+        """What a task returns, run beside the event loop when those asked for before are done.
 
-        Holds the session until it is exhausted or closed.
+        The event is set when nobody waits for the task any more: it should return soon, whatever it returns.
         """
-        with self._lock:
-            if self._cache is None:
-                self._cache = self._graph.new_cache(slots=1, capacity=self._capacity)
-            for start in range(0, len(token_ids), self._chunk_tokens):
-                chunk = token_ids[start : start + self._chunk_tokens]
-                yield start, *self._run(self._cache, chunk, start)
+        left = Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._desk, task, left)
+        finally:
+            left.set()
 
-    def _run(self, cache: KvCache, chunk: NDArray[np.int64], start: int) -> tuple[Floats, Floats]:
-        count, end = len(chunk), start + len(chunk)
-        token_ids = np.ascontiguousarray(chunk).reshape(1, count)
-        positions = np.arange(start, end, dtype=np.int64).reshape(1, count)
-        length, total = np.array([end - 1], np.int32), np.array(end, np.int32)
-        answered = np.stack([np.zeros(count, np.int64), np.arange(count)], axis=1)
-        logits = np.empty((count, self._graph.architecture.vocab_size), np.float32)
-        hidden = np.empty((count, self._graph.architecture.width), np.float32)
+    def groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Which texts, given by their lengths, are read together: as numbers, each in one group."""
+        open_groups: dict[int, list[int]] = {}
+        groups = []
+        for number, length in enumerate(lengths):
+            size = self._padded(length)
+            group = open_groups.get(size)
+            if group is None or (len(group) + 1) * size > self._chunk_tokens:
+                group = open_groups[size] = []
+                groups.append(group)
+            group.append(number)
+        return groups
+
+    def read(self, texts: Sequence[Tokens], firsts: Sequence[int], left: Event) -> Iterator[Reading]:
+        """Reads the texts of one group, none empty; answers after each token from the position `firsts` on.
+
+        Ends early once `left` is set.
+        """
+        if self._workspace is None:
+            self._workspace = Workspace(self._graph, capacity=self._capacity, run_tokens=self._chunk_tokens)
+        padded = self._padded(len(texts[0]))
+        is_whole = padded <= self._chunk_tokens
+        for start in range(0, padded, self._chunk_tokens):
+            if left.is_set():
+                return
+            chunks = [text[start : start + self._chunk_tokens] for text in texts]
+            skipped = [min(max(first - start, 0), len(chunk)) for first, chunk in zip(firsts, chunks, strict=True)]
+            logits, hidden = self._workspace.read(chunks, skipped, start, padded if is_whole else 0)
+            row = 0
+            for number, (chunk, skip) in enumerate(zip(chunks, skipped, strict=True)):
+                rows = slice(row, row + len(chunk) - skip)
+                yield Reading(number, start + skip, logits[rows], hidden[rows])
+                row = rows.stop
+
+    def _padded(self, length: int) -> int:
+        """What a text is padded to; its own length where it takes several runs."""
+        return length if length > self._chunk_tokens else min(-(-length // PADDING) * PADDING, self._chunk_tokens)
+
+
+class Workspace:
+    """The memory that runs take: answers for `run_tokens`, and a cache of `capacity` tokens or one run."""
+
+    def __init__(self, graph: ServedGraph, *, capacity: int, run_tokens: int) -> None:
+        self._graph = graph
+        self._cache = graph.new_cache(slots=1, capacity=max(capacity, run_tokens))
+        self._logits = np.empty((run_tokens, graph.architecture.vocab_size), np.float32)
+        self._hidden = np.empty((run_tokens, graph.architecture.width), np.float32)
+
+    def read(self, chunks: Sequence[Tokens], skipped: Sequence[int], start: int, padded: int) -> tuple[Floats, Floats]:
+        """One run over `chunks` at positions `start`...; logits [n, vocab] and hidden states [n, width], one chunk's
+        after the other's, each without its first `skipped`.
+
+        Whole texts are `padded` to one length, and share the memory of the cache; 0 is one chunk of a longer text.
+        """
+        rows, width = len(chunks), padded or len(chunks[0])
+        token_ids = np.zeros((rows, width), np.int64)
+        for line, chunk in zip(token_ids, chunks, strict=True):
+            line[: len(chunk)] = chunk
+        positions = np.broadcast_to(np.arange(start, start + width, dtype=np.int64), (rows, width)).copy()
+        lengths = np.array([start + len(chunk) - 1 for chunk in chunks], np.int32)
+        total = np.array(start + width, np.int32)
+        pairs = [(row, at) for row, chunk in enumerate(chunks) for at in range(skipped[row], len(chunk))]
+        answered = np.array(pairs or [(0, 0)], np.int64)  # a run has at least one answer, wanted or not
+        logits, hidden = self._logits[: len(answered)], self._hidden[: len(answered)]
         binding = self._graph.binding()
         bind(binding, "input_ids", token_ids)
         if self._graph.has_positions:
             bind(binding, "position_ids", positions)
-        bind(binding, "seqlens_k", length)
+        bind(binding, "seqlens_k", lengths)
         bind(binding, "total_sequence_length", total)
         bind(binding, "answered", answered)
         bind_output(binding, "logits", logits)
         bind_output(binding, "hidden", hidden)
-        bind_cache(binding, cache, slice(0, 1))
+        for name, tensor in self._cache.tensors.items():
+            memory = _cut(tensor, rows, padded) if padded else tensor
+            bind(binding, f"past_{name}", memory)
+            bind_output(binding, f"present_{name}", memory)
         self._graph.run(binding)
-        return logits, hidden
+        return logits[: len(pairs)], hidden[: len(pairs)]
+
+
+def _cut(tensor: NDArray[Any], rows: int, capacity: int) -> NDArray[Any]:
+    """A cache of `rows` rows of `capacity` tokens [rows, heads, capacity, head_size] in the memory of another."""
+    _, heads, _, head_size = tensor.shape
+    return tensor.reshape(-1)[: rows * heads * capacity * head_size].reshape(rows, heads, capacity, head_size)

@@ -1,7 +1,10 @@
-"""Score and Embed, answered: requests checked, texts read one by one beside the event loop, replies built."""
+"""Score and Embed, answered: requests checked, texts read in groups beside the event loop, replies built."""
 
 import asyncio
 import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,7 @@ from octavo.v1.inference_pb2 import (
     Pooling,
     ScoreRequest,
     ScoreResponse,
+    ScoreTotal,
     TextInput,
     TextScore,
     TokenLogprob,
@@ -35,22 +39,29 @@ async def score(loaded: LoadedModel, request: ScoreRequest, version: str) -> Sco
         raise InvalidArgument.field("top_logprobs", f"{request.top_logprobs} is not between 0 and {TOP_LIMIT}")
     # Megabytes of text take seconds to become tokens, during which every stream of this server would stand still.
     pairs = await asyncio.to_thread(_pairs, loaded, request)
-    response = ScoreResponse(version=version, usage=Usage(prompt_tokens=sum(len(a) + len(b) for a, b in pairs)))
-    for context, continuation in pairs:
-        scores, is_greedy = await asyncio.to_thread(
-            scoring.score, loaded.score_session, context, continuation, request.top_logprobs
-        )
-        response.scores.append(_text_score(loaded, scores, is_greedy=is_greedy))
-    return response
+    found = await _scored(loaded, pairs, request.top_logprobs)
+    sums = [_Sum.of(loaded, entry) for entry in found]
+    total = _Sum.of_all(sums)
+    return ScoreResponse(
+        version=version,
+        usage=Usage(prompt_tokens=sum(len(context) + len(continuation) for context, continuation in pairs)),
+        scores=[_text_score(loaded, entry, its) for entry, its in zip(found, sums, strict=True)],
+        total=ScoreTotal(
+            total_logprob=total.nats,
+            token_count=total.tokens,
+            size_bytes=total.size_bytes,
+            perplexity=total.perplexity,
+            bits_per_byte=total.bits_per_byte,
+        ),
+    )
 
 
 async def prompt_logprobs(
     loaded: LoadedModel, prompt: NDArray[np.int64], parameters: GenerationParameters
 ) -> list[TokenLogprob]:
     """The scores of a prompt's own tokens."""
-    top = parameters.prompt_logprobs
-    scores, _ = await asyncio.to_thread(scoring.score, loaded.score_session, [], prompt.tolist(), top)
-    return replies.token_logprobs(scores, loaded.tokenizer)
+    (found,) = await _scored(loaded, [([], prompt.tolist())], parameters.prompt_logprobs)
+    return replies.token_logprobs(found.tokens, loaded.tokenizer)
 
 
 async def embed(loaded: LoadedModel, request: EmbedRequest, version: str) -> EmbedResponse:
@@ -61,18 +72,56 @@ async def embed(loaded: LoadedModel, request: EmbedRequest, version: str) -> Emb
     if not 1 <= dimensions <= width:
         raise InvalidArgument.field("dimensions", f"{dimensions} is not between 1 and the model's {width}")
     texts = await asyncio.to_thread(_texts, loaded, request)
-    response = EmbedResponse(version=version, usage=Usage(prompt_tokens=sum(map(len, texts))))
-    for token_ids in texts:
-        values = await asyncio.to_thread(
-            scoring.embed,
-            loaded.score_session,
-            token_ids,
-            takes_last=request.pooling == Pooling.POOLING_LAST,
-            dimensions=dimensions,
-            normalize=request.normalize if request.HasField("normalize") else True,
-        )
-        response.embeddings.append(Embedding(values=values))
-    return response
+    session, embeddings = loaded.score_session, [Embedding()] * len(texts)
+    for group in session.groups([len(text) for text in texts]):
+        task = partial(scoring.embed, session, [texts[number] for number in group])
+        vectors = await session.work(partial(task, takes_last=request.pooling == Pooling.POOLING_LAST))
+        normalize = request.normalize if request.HasField("normalize") else True
+        for number, vector in zip(group, vectors, strict=True):
+            embeddings[number] = Embedding(values=scoring.scaled(vector, dimensions=dimensions, normalize=normalize))
+    usage = Usage(prompt_tokens=sum(map(len, texts)))
+    return EmbedResponse(version=version, usage=usage, embeddings=embeddings)
+
+
+async def _scored(loaded: LoadedModel, pairs: list[tuple[list[int], list[int]]], top: int) -> list[scoring.Score]:
+    """The scores of all pairs, group by group: who leaves meanwhile stops at the next run."""
+    session = loaded.score_session
+    found = [scoring.Score([])] * len(pairs)
+    # The last token of a text is not read: nothing follows it.
+    for group in session.groups([len(context) + len(continuation) - 1 for context, continuation in pairs]):
+        task = partial(scoring.score, session, [pairs[number] for number in group], top)
+        for number, its in zip(group, await session.work(task), strict=True):
+            found[number] = its
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """Of tokens that have a log-probability: how improbable they are in nats, how many, and how much text."""
+
+    nats: float
+    tokens: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, found: scoring.Score) -> Self:
+        known = [entry for entry in found.tokens if entry.log_probability is not None]
+        nats = math.fsum(entry.log_probability or 0 for entry in known)
+        return cls(nats, len(known), loaded.tokenizer.size_bytes([entry.token_id for entry in known]))
+
+    @classmethod
+    def of_all(cls, sums: list[Self]) -> Self:
+        nats = math.fsum(entry.nats for entry in sums)
+        return cls(nats, sum(entry.tokens for entry in sums), sum(entry.size_bytes for entry in sums))
+
+    @property
+    def perplexity(self) -> float:
+        # Beyond e^700 a double overflows; such a model has diverged, whatever the digits.
+        return math.exp(min(-self.nats / self.tokens, 700.0)) if self.tokens else 1.0
+
+    @property
+    def bits_per_byte(self) -> float:
+        return -self.nats / math.log(2) / self.size_bytes if self.size_bytes else 0.0
 
 
 def _pairs(loaded: LoadedModel, request: ScoreRequest) -> list[tuple[list[int], list[int]]]:
@@ -96,14 +145,13 @@ def _texts(loaded: LoadedModel, request: EmbedRequest) -> list[list[int]]:
     return texts
 
 
-def _text_score(loaded: LoadedModel, scores: list[scoring.TokenScore], *, is_greedy: bool) -> TextScore:
-    known = [entry.log_probability for entry in scores if entry.log_probability is not None]
-    total = math.fsum(known)
+def _text_score(loaded: LoadedModel, found: scoring.Score, its: _Sum) -> TextScore:
     return TextScore(
-        tokens=replies.token_logprobs(scores, loaded.tokenizer),
-        total_logprob=total,
-        perplexity=math.exp(-total / len(known)) if known else 1.0,
-        is_greedy=is_greedy,
+        tokens=replies.token_logprobs(found.tokens, loaded.tokenizer),
+        total_logprob=its.nats,
+        perplexity=its.perplexity,
+        is_greedy=found.is_greedy,
+        bits_per_byte=its.bits_per_byte,
     )
 
 

@@ -250,3 +250,24 @@ def test_tiny_shakespeare_has_its_65_characters_and_comes_back():
     tokenizer = Tokenizer.train_characters(text)
     assert tokenizer.vocab_size == 65
     assert tokenizer.decode(tokenizer.encode_corpus(text).tolist()) == text
+
+
+@given(UNICODE)
+def test_pieces_join_to_the_bytes_of_a_text(bpe, text):
+    ids = bpe.encode(text)
+    assert b"".join(bpe.pieces[code] for code in ids) == text.encode()
+    assert bpe.size_bytes(ids) == len(text.encode())
+
+
+def test_special_tokens_are_no_text(bpe, characters):
+    assert bpe.end_id not in bpe.pieces
+    assert bpe.size_bytes([bpe.end_id, *bpe.encode("ö")]) == 2
+    assert characters.size_bytes(characters.encode("ö€")) == 5
+
+
+def test_tokens_that_look_at_their_neighbours_have_no_pieces_but_a_size():
+    backend = tokenizers.Tokenizer(models.BPE(vocab={"▁to": 0, "▁be": 1}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.pieces is None
+    assert tokenizer.size_bytes([0, 1]) == len("to be")

@@ -1,11 +1,14 @@
+import asyncio
 import math
+import random
 import threading
+import time
 
 import numpy as np
 import pytest
 import pytest_asyncio
 
-from octavo.errors import InvalidArgument
+from octavo.errors import DeadlineExceeded, InvalidArgument
 from octavo.formats.conformance import Conformance
 from octavo.formats.tokenizer import Tokenizer
 from octavo.v1.inference_pb2 import (
@@ -19,6 +22,7 @@ from octavo.v1.inference_pb2 import (
     TokenizeRequest,
     TokenSequence,
 )
+from services.inference.score_session import ScoreSession
 
 MODEL = "deployments/poet"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -153,3 +157,72 @@ async def test_impossible_dimensions_are_refused(poet, fields):
 async def test_too_many_best_tokens_are_refused(poet):
     with pytest.raises(InvalidArgument, match="between 0 and 20"):
         await scored(poet, ScoreInput(continuation=text("A")), top=21)
+
+
+async def test_a_text_scores_the_same_alone_and_with_any_others(poet):
+    dice = random.Random(1)
+    inputs = []
+    for _ in range(60):
+        context = tokens(*dice.choices(range(66), k=dice.randrange(1, 30))) if dice.random() < 0.5 else None
+        continuation = tokens(*dice.choices(range(66), k=dice.choice((1, 2, 5, 8, 9, 15, 16, 17, 40, 66))))
+        inputs.append(ScoreInput(context=context, continuation=continuation))
+    alone = [(await scored(poet, given, top=2))[0] for given in inputs]
+    assert list(await scored(poet, *inputs, top=2)) == alone
+    order = dice.sample(range(60), 60)
+    assert list(await scored(poet, *[inputs[number] for number in order], top=2)) == [alone[n] for n in order]
+
+
+async def test_a_text_embeds_the_same_alone_and_with_any_others(poet):
+    dice = random.Random(2)
+    texts = [tokens(*dice.choices(range(66), k=dice.choice((1, 3, 8, 9, 16, 17, 50)))) for _ in range(40)]
+    for pooling in (Pooling.POOLING_MEAN, Pooling.POOLING_LAST):
+        alone = [(await embedded(poet, given, pooling=pooling))[0] for given in texts]
+        together = await embedded(poet, *texts, pooling=pooling)
+        assert all((one == other).all() for one, other in zip(alone, together, strict=True))
+
+
+async def test_totals_are_those_of_all_tokens_that_have_a_log_probability(poet):
+    inputs = [ScoreInput(continuation=text("TO BE")), ScoreInput(context=text("OR"), continuation=text(" NOT"))]
+    reply = await poet.inference.Score(ScoreRequest(model=MODEL, inputs=inputs))
+    nats = -sum(score.total_logprob for score in reply.scores)
+    assert (reply.total.token_count, reply.total.size_bytes) == (8, 8)
+    assert reply.total.total_logprob == pytest.approx(-nats)
+    assert reply.total.perplexity == pytest.approx(math.exp(nats / 8))
+    assert reply.total.bits_per_byte == pytest.approx(nats / math.log(2) / 8)
+    assert reply.scores[1].bits_per_byte == pytest.approx(-reply.scores[1].total_logprob / math.log(2) / 4)
+
+
+async def test_a_special_token_has_a_probability_but_no_bytes(poet):
+    end = 65
+    reply = await poet.inference.Score(ScoreRequest(model=MODEL, inputs=[ScoreInput(continuation=tokens(1, 2, end))]))
+    assert (reply.total.token_count, reply.total.size_bytes) == (2, 1)
+    only = await poet.inference.Score(ScoreRequest(model=MODEL, inputs=[ScoreInput(continuation=tokens(1, end))]))
+    assert (only.total.size_bytes, only.total.bits_per_byte) == (0, 0)
+    assert only.total.perplexity > 1
+
+
+async def test_who_leaves_stops_the_work_at_the_next_run(poet, monkeypatch):
+    runs, read = [], ScoreSession.read
+
+    def slow(session, texts, firsts, left):
+        for reading in read(session, texts, firsts, left):
+            runs.append(left)
+            time.sleep(0.05)
+            yield reading
+
+    monkeypatch.setattr(ScoreSession, "read", slow)
+    request = ScoreRequest(model=MODEL, inputs=[ScoreInput(continuation=tokens(*range(60)))] * 100)
+    with pytest.raises(DeadlineExceeded):
+        await poet.inference.Score(request, timeout=0.2)
+    call = asyncio.create_task(poet.inference.Score(request))
+    await asyncio.sleep(0.1)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    async with asyncio.timeout(5):
+        while not all(left.is_set() for left in runs):
+            await asyncio.sleep(0.01)
+    # Whoever comes next waits for one run at most, not for the hundred texts of the others.
+    async with asyncio.timeout(1):
+        await scored(poet, ScoreInput(continuation=text("TO BE")))
+    assert len(runs) < 40
