@@ -13,7 +13,7 @@ import numpy as np
 from octavo.formats.architecture import Architecture, Family
 from octavo.formats.bundle import write_bundle
 from octavo.formats.tokenizer import Tokenizer
-from services.trainer.onnx_export import export_graphs
+from services.trainer.onnx_export import export_graph
 from services.trainer.parity import record_conformance
 
 CORPUS_CHARACTERS = 16 << 20
@@ -68,7 +68,7 @@ def write_served(directory: Path, shape: Shape) -> list[str]:
     Answers the precisions that it has.
     """
     write_checkpoint(directory, shape)
-    export_graphs(directory)
+    export_graph(directory)
     record_conformance(directory)
     return ["fp32"]
 
