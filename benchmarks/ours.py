@@ -36,7 +36,10 @@ def key(precision: str) -> Key:
 
 def loaded(directory: Path, precision: str, settings: InferenceSettings, courier: Courier) -> LoadedModel:
     """The bundle as the inference server loads it, its engine running."""
-    return Loader(settings, courier, logging.getLogger("octavo.inference")).load(directory, key(precision))
+    found = Loader(settings, courier, logging.getLogger("octavo.inference")).load(directory, key(precision))
+    if not isinstance(found, LoadedModel):
+        raise TypeError(f"{directory} holds no language model")
+    return found
 
 
 class Model:

@@ -32,7 +32,7 @@ from octavo import serving
 from octavo.v1 import inference_pb2, inference_pb2_grpc
 from services.inference.outbox import Courier
 from services.inference.roster import Roster
-from services.inference.served_model import ServedModel
+from services.inference.served_model import LoadedModel, ServedModel
 from services.inference.servicer import InferenceServicer
 from services.inference.settings import InferenceSettings
 
@@ -88,8 +88,8 @@ class Layers:
     async def rate(self, layer: str, load: Load) -> float:
         """Tokens per second of the bare session or of the engine."""
         model = self.served(load.precision).loaded
-        if model is None:
-            raise AssertionError("served before it was loaded")
+        if not isinstance(model, LoadedModel):
+            raise TypeError("served before it was loaded")
 
         async def complete(batch: list[list[int]]) -> int:
             if layer == "session":
