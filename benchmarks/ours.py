@@ -15,7 +15,7 @@ import onnxruntime
 from octavo.v1.deployments_pb2 import Precision
 from octavo.v1.inference_pb2 import GenerationParameters
 from services.inference.loader import Loader
-from services.inference.outbox import Courier, Outbox
+from services.inference.outbox import Outbox
 from services.inference.sampler import Sampling
 from services.inference.served_model import Key, LoadedModel
 from services.inference.settings import InferenceSettings
@@ -34,9 +34,11 @@ def key(precision: str) -> Key:
     return Key(VERSION, Precision.Value(f"PRECISION_{precision.upper()}"))
 
 
-def loaded(directory: Path, precision: str, settings: InferenceSettings, courier: Courier) -> LoadedModel:
+def loaded(
+    directory: Path, precision: str, settings: InferenceSettings, loop: asyncio.AbstractEventLoop
+) -> LoadedModel:
     """The bundle as the inference server loads it, its engine running."""
-    found = Loader(settings, courier, logging.getLogger("octavo.inference")).load(directory, key(precision))
+    found = Loader(settings, loop, logging.getLogger("octavo.inference")).load(directory, key(precision))
     if not isinstance(found, LoadedModel):
         raise TypeError(f"{directory} holds no language model")
     return found
@@ -58,7 +60,7 @@ class Model:
         # A cache for the whole context of every sequence, as the peers get one.
         settings = InferenceSettings(port=0, threads=threads, slots=sequences, cache_limit_bytes=1 << 40)
         self._loop = asyncio.new_event_loop()
-        self._loaded = loaded(directory, precision, settings, Courier(self._loop))
+        self._loaded = loaded(directory, precision, settings, self._loop)
         self._layer = layer
 
     def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:

@@ -30,7 +30,6 @@ from benchmarks.contestants import FOUR_BITS
 from benchmarks.ours import GREEDY, SAMPLED, engine_completions, key, loaded, session_completions
 from octavo import serving
 from octavo.v1 import inference_pb2, inference_pb2_grpc
-from services.inference.outbox import Courier
 from services.inference.roster import Roster
 from services.inference.served_model import LoadedModel, ServedModel
 from services.inference.servicer import InferenceServicer
@@ -72,7 +71,6 @@ class Layers:
     def __init__(self, directory: Path, settings: InferenceSettings) -> None:
         self._directory = directory
         self._settings = settings
-        self._courier = Courier(asyncio.get_running_loop())
         self._models: dict[str, ServedModel] = {}
         self.roster = Roster()
 
@@ -80,7 +78,9 @@ class Layers:
         """The model at a precision; the roster shows the one that was asked for last."""
         if precision not in self._models:
             self._models[precision] = ServedModel(key(precision))
-            self._models[precision].ready(loaded(self._directory, precision, self._settings, self._courier))
+            self._models[precision].ready(
+                loaded(self._directory, precision, self._settings, asyncio.get_running_loop())
+            )
         self.roster.models.clear()
         self.roster.models[key(precision)] = self._models[precision]
         return self._models[precision]
