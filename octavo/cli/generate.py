@@ -15,6 +15,7 @@ from octavo.errors import Unavailable
 from octavo.v1 import errors_pb2
 from octavo.v1 import inference_pb2 as pb
 
+Temperature = Annotated[float | None, typer.Option("--temperature", "-t", min=0, max=100, help="0: likeliest.")]
 MinTokens = Annotated[int | None, typer.Option(min=0, help="Fewest tokens before the text may end.")]
 MinP = Annotated[
     float | None, typer.Option(min=0, max=1, help="Sample among tokens this fraction as likely as the best.")
@@ -39,9 +40,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to continue; `-` reads it from stdin.")],
     *,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")] = 200,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", min=0, max=100, help="0: likeliest.")
-    ] = None,
+    temperature: Temperature = None,
     top_k: Annotated[int | None, typer.Option(min=0, help="Sample among the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Sample among the likeliest of this mass.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text, always.")] = None,
