@@ -24,7 +24,10 @@ from octavo.v1.errors_pb2 import Reason
 CONFIG_FILE: Final = "config.json"
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 GRAPH_FILE: Final = "model.onnx"
-INT8_GRAPH_FILE: Final = "model.int8.onnx"
+# What a version may be exported in, a word each; `PRECISION_` and the word in capitals is its value in the contract.
+PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "int4", "int8_weights")
+# What can be made of a checkpoint, which is fp32 itself.
+EXPORTABLE: Final = PRECISIONS[1:]
 
 # What can be read before a graph exists; conformance.json, lineage.json and README.md come with the export.
 REQUIRED_FILES: Final = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE)
@@ -85,6 +88,16 @@ def write_bundle(
     return Bundle.open(directory)
 
 
+def graph_file(precision: str) -> str:
+    """The graph of a precision: `model.onnx` for fp32, `model.int8.onnx` and so on for the others."""
+    return GRAPH_FILE if precision == "fp32" else f"model.{precision}.onnx"
+
+
+def weights_file(precision: str) -> str:
+    """The tensors that the graph of a precision reads, beside those it shares with the checkpoint."""
+    return WEIGHTS_FILE if precision == "fp32" else f"model.{precision}.safetensors"
+
+
 def require_tensors(architecture: Architecture, header: TensorHeader) -> None:
     """InvalidArgument unless the file holds exactly the architecture's tensors, in float32."""
     expected, found = architecture.tensors(), header.tensors
@@ -106,12 +119,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of at most 1 MiB; InvalidArgument for anything else."""
     if path.stat().st_size > _JSON_LIMIT_BYTES:
         raise _invalid(path.name, f"it is larger than {_JSON_LIMIT_BYTES} bytes")
+    return parse_json(path.name, path.read_bytes())
+
+
+def parse_json(name: str, content: bytes) -> dict[str, Any]:
+    """The JSON object in a file of this name; InvalidArgument for anything else."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _invalid(path.name, f"it is not JSON: {error}") from error
+        raise _invalid(name, f"it is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise _invalid(path.name, "it is not a JSON object")
+        raise _invalid(name, "it is not a JSON object")
     return value
 
 

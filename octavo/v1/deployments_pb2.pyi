@@ -71,6 +71,8 @@ class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.V
     """8-bit weights and activations with calibrated scales."""
     PRECISION_INT4: _Precision.ValueType  # 5
     """4-bit weights."""
+    PRECISION_INT8_WEIGHTS: _Precision.ValueType  # 6
+    """8-bit weights, activations in floating point."""
 
 class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
     """In which numbers a model computes."""
@@ -87,6 +89,8 @@ PRECISION_INT8: Precision.ValueType  # 4
 """8-bit weights and activations with calibrated scales."""
 PRECISION_INT4: Precision.ValueType  # 5
 """4-bit weights."""
+PRECISION_INT8_WEIGHTS: Precision.ValueType  # 6
+"""8-bit weights, activations in floating point."""
 Global___Precision: _TypeAlias = Precision  # noqa: Y015
 
 @_typing.final

@@ -129,6 +129,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """No checkpoint of this step is kept."""
     REASON_DISK_FULL: _Reason.ValueType  # 211
     """No room is left on the disk of the trainer."""
+    REASON_QUALITY_LOST: _Reason.ValueType  # 212
+    """A version in fewer bits predicts held-out text worse than was allowed; the message has the figures."""
     REASON_MODEL_NOT_SERVED: _Reason.ValueType  # 300
     """Inference.
 
@@ -306,6 +308,8 @@ REASON_CHECKPOINT_NOT_FOUND: Reason.ValueType  # 210
 """No checkpoint of this step is kept."""
 REASON_DISK_FULL: Reason.ValueType  # 211
 """No room is left on the disk of the trainer."""
+REASON_QUALITY_LOST: Reason.ValueType  # 212
+"""A version in fewer bits predicts held-out text worse than was allowed; the message has the figures."""
 REASON_MODEL_NOT_SERVED: Reason.ValueType  # 300
 """Inference.
 

@@ -417,7 +417,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def export(self) -> Global___ExportSpec:
-        """Write a version in other formats or precisions."""
+        """Write a version in other precisions."""
 
     @_builtins.property
     def tune(self) -> Global___TuneSpec:
@@ -641,7 +641,9 @@ class TrainSpec(_message.Message):
 
     @_builtins.property
     def export_precisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Precisions to export and prove beside fp32, such as `int8`; unset means fp32 alone."""
+        """Precisions to export beside fp32, such as `int8`; unset means fp32 alone. One that loses more than 1 % perplexity
+        is left out, with its figures in the job's log.
+        """
 
     def __init__(
         self,
@@ -1140,21 +1142,34 @@ Global___EvaluateSpec: _TypeAlias = EvaluateSpec  # noqa: Y015
 
 @_typing.final
 class ExportSpec(_message.Message):
-    """Write a version in other formats or precisions, each proven equal to its checkpoint."""
+    """Write a version in other precisions: a new version of the same model that holds all that the old one does."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
-    FORMATS_FIELD_NUMBER: _builtins.int
+    PRECISIONS_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    MAX_PERPLEXITY_INCREASE_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """`models/poet/versions/3` or `models/poet@champion`; the export becomes a new version of the same model."""
     dataset: _builtins.str
-    """The text from which activation scales are calibrated, for int8; empty means the version's own training data."""
+    """The text from which scales are calibrated and on whose last part quality is measured: `datasets/tiny` or
+    `datasets/tiny/versions/2`. Empty means what the version was trained on.
+    """
+    max_perplexity_increase: _builtins.float
+    """The most by which perplexity may rise, as a fraction of that of fp32: 0 to 10. Unset means 0.01. A job that asks
+    for a precision which loses more fails with its figures and registers nothing.
+    """
+    deployment: _builtins.str
+    """`deployments/poet`: created, or updated to serve the new version in the first of the precisions."""
+    threads: _builtins.int
+    """CPU threads of the worker; unset means those of the machine, shared among the workers that may run at once."""
     @_builtins.property
-    def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """`fp16`, `int8`, `int4`, `gguf`."""
+    def precisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One to five of `int8`, `int8_weights`, `int4`, `fp16` and `bf16`."""
 
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1164,15 +1179,25 @@ class ExportSpec(_message.Message):
         self,
         *,
         version: _builtins.str = ...,
-        formats: _abc.Iterable[_builtins.str] | None = ...,
+        precisions: _abc.Iterable[_builtins.str] | None = ...,
         dataset: _builtins.str = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        max_perplexity_increase: _builtins.float | None = ...,
+        deployment: _builtins.str = ...,
+        threads: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_perplexity_increase", b"_max_perplexity_increase", "_threads", b"_threads", "max_perplexity_increase", b"max_perplexity_increase", "threads", b"threads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "dataset", b"dataset", "formats", b"formats", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_perplexity_increase", b"_max_perplexity_increase", "_threads", b"_threads", "aliases", b"aliases", "dataset", b"dataset", "deployment", b"deployment", "max_perplexity_increase", b"max_perplexity_increase", "precisions", b"precisions", "threads", b"threads", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_perplexity_increase: _TypeAlias = _typing.Literal["max_perplexity_increase"]  # noqa: Y015
+    _WhichOneofArgType__max_perplexity_increase: _TypeAlias = _typing.Literal["_max_perplexity_increase", b"_max_perplexity_increase"]  # noqa: Y015
+    _WhichOneofReturnType__threads: _TypeAlias = _typing.Literal["threads"]  # noqa: Y015
+    _WhichOneofArgType__threads: _TypeAlias = _typing.Literal["_threads", b"_threads"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_perplexity_increase) -> _WhichOneofReturnType__max_perplexity_increase | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threads) -> _WhichOneofReturnType__threads | None: ...
 
 Global___ExportSpec: _TypeAlias = ExportSpec  # noqa: Y015
 
@@ -1440,6 +1465,7 @@ class Plan(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRAIN_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
     PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
     DATASET_TOKENS_FIELD_NUMBER: _builtins.int
     TOKENS_PER_STEP_FIELD_NUMBER: _builtins.int
@@ -1468,6 +1494,10 @@ class Plan(_message.Message):
         """Of a train job."""
 
     @_builtins.property
+    def export(self) -> Global___ExportSpec:
+        """Of an export job: version and dataset by number, the tolerance and threads set."""
+
+    @_builtins.property
     def estimated_duration(self) -> _duration_pb2.Duration:
         """Expected time from start to end on this machine; an estimate."""
 
@@ -1479,6 +1509,7 @@ class Plan(_message.Message):
         self,
         *,
         train: Global___TrainSpec | None = ...,
+        export: Global___ExportSpec | None = ...,
         parameter_count: _builtins.int = ...,
         dataset_tokens: _builtins.int = ...,
         tokens_per_step: _builtins.int = ...,
@@ -1489,11 +1520,11 @@ class Plan(_message.Message):
         step_flops: _builtins.int = ...,
         warnings: _abc.Iterable[Global___PlanWarning] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_duration", b"estimated_duration", "resolved", b"resolved", "train", b"train"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_duration", b"estimated_duration", "export", b"export", "resolved", b"resolved", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_tokens", b"dataset_tokens", "epochs", b"epochs", "estimated_duration", b"estimated_duration", "memory_bytes", b"memory_bytes", "parameter_count", b"parameter_count", "resolved", b"resolved", "step_flops", b"step_flops", "tokens_per_step", b"tokens_per_step", "total_steps", b"total_steps", "train", b"train", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_tokens", b"dataset_tokens", "epochs", b"epochs", "estimated_duration", b"estimated_duration", "export", b"export", "memory_bytes", b"memory_bytes", "parameter_count", b"parameter_count", "resolved", b"resolved", "step_flops", b"step_flops", "tokens_per_step", b"tokens_per_step", "total_steps", b"total_steps", "train", b"train", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resolved: _TypeAlias = _typing.Literal["train"]  # noqa: Y015
+    _WhichOneofReturnType_resolved: _TypeAlias = _typing.Literal["train", "export"]  # noqa: Y015
     _WhichOneofArgType_resolved: _TypeAlias = _typing.Literal["resolved", b"resolved"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resolved) -> _WhichOneofReturnType_resolved | None: ...
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from octavo.errors import FailedPrecondition
 from octavo.formats.architecture import Architecture
-from octavo.formats.bundle import CONFIG_FILE, GENERATION_CONFIG_FILE, GRAPH_FILE, INT8_GRAPH_FILE, Bundle, read_json
+from octavo.formats.bundle import CONFIG_FILE, GENERATION_CONFIG_FILE, PRECISIONS, Bundle, graph_file, read_json
 from octavo.formats.config_json import FAMILIES
 from octavo.formats.conformance import CONFORMANCE_FILE
 from octavo.v1.deployments_pb2 import Precision
@@ -30,7 +30,7 @@ from services.inference.session import Session
 from services.inference.settings import InferenceSettings
 from services.inference.tensor_model import TensorModel
 
-GRAPHS = {Precision.PRECISION_FP32: GRAPH_FILE, Precision.PRECISION_INT8: INT8_GRAPH_FILE}
+GRAPHS = {Precision.Value(f"PRECISION_{word.upper()}"): graph_file(word) for word in PRECISIONS}
 
 SESSION_BYTES = 4 << 20
 """What a session and a tokenizer take, whatever the size of the model."""

@@ -7,12 +7,13 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from octavo.errors import InvalidArgument, Unimplemented
+from octavo.formats.bundle import EXPORTABLE, PRECISIONS
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 
@@ -28,7 +29,14 @@ _CHANGEABLE: Final = ("display_name", "labels", "priority")
 MAX_TIME_BUDGET_S: Final = 31 * 86_400
 
 ID: Final = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
+# The kinds of jobs that can be run.
+KINDS: Final = ("train", "export")
+MAX_ALLOWED_INCREASE: Final = 10.0
 _PATTERNS: Final = {
+    "version": (
+        rf"models/{ID}(/versions/[1-9][0-9]{{0,17}}|@{ID})",
+        "`models/poet/versions/3` or `models/poet@champion`",
+    ),
     "dataset": (rf"datasets/{ID}(/versions/[1-9][0-9]{{0,17}})?", "`datasets/tiny` or `datasets/tiny/versions/2`"),
     "model": (f"models/{ID}", "`models/poet`"),
     "deployment": (f"deployments/{ID}", "`deployments/poet`"),
@@ -41,14 +49,15 @@ def check_job(job: pb.Job, job_id: str, request_id: str) -> None:
     kind = job.WhichOneof("spec")
     if kind is None:
         wrong["job.train"] = "is missing; set the one spec that says what to do"
-    elif kind != "train":
+    elif kind not in KINDS:
         raise Unimplemented(
             Reason.REASON_SPEC_NOT_SUPPORTED,
-            f"jobs of the kind {kind!r} cannot be run yet; `train` can",
+            f"jobs of the kind {kind!r} cannot be run yet; {' and '.join(f'`{one}`' for one in KINDS)} can",
             kind=kind,
         )
     else:
-        wrong |= {f"job.train.{field}": fault for field, fault in _train_faults(job.train).items()}
+        faults = _export_faults(job.export) if kind == "export" else _train_faults(job.train)
+        wrong |= {f"job.{kind}.{field}": fault for field, fault in faults.items()}
     if wrong:
         raise InvalidArgument.fields(wrong)
     if kind == "train":
@@ -86,29 +95,30 @@ def job_change(request: pb.UpdateJobRequest) -> Callable[[pb.Job], None]:
 
 def accepted_job(request: pb.CreateJobRequest) -> pb.Job:
     """The job to be, with only what its creator decides."""
-    asked = request.job
-    job = pb.Job(display_name=asked.display_name, labels=asked.labels, priority=asked.priority, train=asked.train)
+    job = _decided(request.job)
     job.name = f"jobs/{request.job_id or new_id()}"
     return job
 
 
 def request_digest(request: pb.CreateJobRequest) -> bytes:
     """The same for the same request, whatever its output fields say."""
-    decided = pb.CreateJobRequest(
-        job=pb.Job(
-            display_name=request.job.display_name,
-            labels=request.job.labels,
-            priority=request.job.priority,
-            train=request.job.train,
-        ),
-        job_id=request.job_id,
-    )
+    decided = pb.CreateJobRequest(job=_decided(request.job), job_id=request.job_id)
     return hashlib.sha256(decided.SerializeToString(deterministic=True)).digest()
 
 
 def new_id() -> str:
     """A job id that sorts by time of creation, to the second; unique by 40 random bits."""
     return f"j-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(5)}"
+
+
+def _decided(asked: pb.Job) -> pb.Job:
+    """What the creator of a job decides of it."""
+    job = pb.Job(display_name=asked.display_name, labels=asked.labels, priority=asked.priority)
+    if asked.HasField("export"):
+        job.export.CopyFrom(asked.export)
+    else:
+        job.train.CopyFrom(asked.train)
+    return job
 
 
 def _job_faults(job: pb.Job) -> dict[str, str]:
@@ -140,21 +150,24 @@ def _id_faults(job_id: str, request_id: str) -> dict[str, str]:
     return wrong
 
 
+def _export_faults(spec: pb.ExportSpec) -> dict[str, str]:
+    wrong = _name_faults(spec, "version", "dataset", "deployment", required=("version",)) | _alias_faults(spec.aliases)
+    if not spec.precisions:
+        wrong["precisions"] = f"is missing; name one or more of {', '.join(EXPORTABLE)}"
+    wrong |= _precision_faults("precisions", spec.precisions, EXPORTABLE)
+    if spec.HasField("max_perplexity_increase") and not 0 <= spec.max_perplexity_increase <= MAX_ALLOWED_INCREASE:
+        wrong["max_perplexity_increase"] = (
+            f"{spec.max_perplexity_increase:g} is not from 0 to {MAX_ALLOWED_INCREASE:g}; 0.02 allows 2 %"
+        )
+    if spec.HasField("threads") and not 1 <= spec.threads <= 1024:
+        wrong["threads"] = f"{spec.threads} is not from 1 to 1024; leave it out to use those of the machine"
+    return wrong
+
+
 def _train_faults(spec: pb.TrainSpec) -> dict[str, str]:
-    wrong = {}
-    for field, (pattern, example) in _PATTERNS.items():
-        value = getattr(spec, field)
-        if not value and field != "deployment":
-            wrong[field] = f"is missing; name one, such as {example}"
-        elif value and not re.fullmatch(pattern, value):
-            wrong[field] = f"{value[:90]!r} is not a name such as {example}"
-    if len(spec.aliases) > MAX_ALIASES:
-        wrong["aliases"] = f"has {len(spec.aliases)} aliases; at most {MAX_ALIASES}"
-    for index, alias in enumerate(spec.aliases):
-        if not re.fullmatch(ID, alias) or alias == "latest" or re.fullmatch(r"v[0-9]+", alias):
-            wrong[f"aliases[{index}]"] = (
-                f"{alias[:70]!r} must be 1 to 63 of a-z 0-9 -, begin with a letter, and be neither `latest` nor `v1`"
-            )
+    wrong = _name_faults(spec, "dataset", "model", "deployment", required=("dataset", "model"))
+    wrong |= _alias_faults(spec.aliases)
+    wrong |= _precision_faults("export_precisions", spec.export_precisions, PRECISIONS)
     if len(spec.sample.prompt) > MAX_PROMPT:
         wrong["sample.prompt"] = f"has {len(spec.sample.prompt)} characters; at most {MAX_PROMPT}"
     if spec.HasField("time_budget"):
@@ -168,17 +181,50 @@ def _train_faults(spec: pb.TrainSpec) -> dict[str, str]:
     return wrong
 
 
+def _name_faults(spec: pb.TrainSpec | pb.ExportSpec, *fields: str, required: Sequence[str]) -> dict[str, str]:
+    wrong = {}
+    for field in fields:
+        pattern, example = _PATTERNS[field]
+        value = getattr(spec, field)
+        if not value and field in required:
+            wrong[field] = f"is missing; name one, such as {example}"
+        elif value and not re.fullmatch(pattern, value):
+            wrong[field] = f"{value[:90]!r} is not a name such as {example}"
+    return wrong
+
+
+def _alias_faults(aliases: Sequence[str]) -> dict[str, str]:
+    wrong = {}
+    if len(aliases) > MAX_ALIASES:
+        wrong["aliases"] = f"has {len(aliases)} aliases; at most {MAX_ALIASES}"
+    for index, alias in enumerate(aliases):
+        if not re.fullmatch(ID, alias) or alias == "latest" or re.fullmatch(r"v[0-9]+", alias):
+            wrong[f"aliases[{index}]"] = (
+                f"{alias[:70]!r} must be 1 to 63 of a-z 0-9 -, begin with a letter, and be neither `latest` nor `v1`"
+            )
+    return wrong
+
+
+def _precision_faults(field: str, words: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    wrong = {}
+    for index, word in enumerate(words):
+        if word not in known:
+            wrong[f"{field}[{index}]"] = f"{word[:40]!r} is none of {', '.join(known)}"
+        elif word in words[:index]:
+            wrong[f"{field}[{index}]"] = f"{word} is named twice"
+    return wrong
+
+
 def _refuse_unsupported(spec: pb.TrainSpec) -> None:
     unsupported = {
         "base_version": bool(spec.base_version),
         "lora": spec.HasField("lora"),
         "early_stopping": spec.HasField("early_stopping"),
-        "export_precisions": bool(set(spec.export_precisions) - {"fp32"}),
     }
     for field, is_set in unsupported.items():
         if is_set:
             raise Unimplemented(
                 Reason.REASON_SPEC_NOT_SUPPORTED,
-                f"train.{field} cannot be honoured yet; leave it out to train from scratch to the last step, in fp32",
+                f"train.{field} cannot be honoured yet; leave it out to train from scratch to the last step",
                 field=field,
             )

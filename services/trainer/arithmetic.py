@@ -16,6 +16,9 @@ from services.trainer.graph_nodes import GraphNodes
 class Arithmetic:
     """float32 throughout, over the checkpoint's own bytes; other precisions override what they do otherwise."""
 
+    element_type: int = TensorProto.FLOAT
+    """Element type of weights and activations."""
+
     cache_type: int = TensorProto.FLOAT
     """Element type of keys and values in the cache."""
     cache_element_bytes: int = 4

@@ -102,7 +102,7 @@ class CorpusCache:
 
 
 def _make(directory: Path, spec: CorpusSpec, say: Callable[[str], None]) -> None:
-    text = _read_text(directory / "text")
+    text = read_text(directory / "text")
     cut = int(len(text) * (1 - spec.validation_fraction))
     train, validation = text[:cut], text[cut:]
     if not train or len(validation) < 2:
@@ -135,7 +135,8 @@ def _make(directory: Path, spec: CorpusSpec, say: Callable[[str], None]) -> None
     (directory / "text").unlink()
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text of UTF-8 that is not empty; FailedPrecondition says what is wrong with any other file."""
     size_bytes = path.stat().st_size
     if size_bytes > TEXT_LIMIT_BYTES:
         raise _unusable(

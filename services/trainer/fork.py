@@ -14,6 +14,7 @@ from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.acceptance import new_id
 from services.trainer.job_directory import JobDirectory
+from services.trainer.supervision import require_training
 
 # What the parent's weights, optimizer state and data order are made of.
 _FIXED: Final = (
@@ -29,7 +30,8 @@ _FIXED: Final = (
 
 
 def forked_job(parent: pb.Job, request: pb.ForkJobRequest) -> tuple[pb.Job, bytes]:
-    """The job to be, without its step, and the digest of the request."""
+    """The job to be, without its step, and the digest of the request. FailedPrecondition for jobs without steps."""
+    require_training(parent, "only a train job has checkpoints to go on from")
     job = pb.Job(
         name=f"jobs/{request.job_id or new_id()}",
         display_name=parent.display_name,

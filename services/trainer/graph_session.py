@@ -11,10 +11,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
 from octavo.formats.architecture import Architecture
 
 _CACHE_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+
+
+__all__ = ["GraphSession", "NoKernel", "open_graph"]
 
 
 class GraphSession:
@@ -24,11 +28,7 @@ class GraphSession:
     """
 
     def __init__(self, path: Path, architecture: Architecture, *, threads: int = 1) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Spinning threads would take the cores of the training beside which a proof may run.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = open_graph(path, threads=threads)
         inputs = {value.name: value.type for value in self._session.get_inputs()}
         self._names = inputs.keys()
         self._cache_types = {
@@ -98,3 +98,18 @@ class GraphSession:
         # numpy() of a bound output may alias memory of the runtime.
         logits: npt.NDArray[np.float32] = binding.get_outputs()[0].numpy().copy()
         return logits
+
+
+def open_graph(graph: Path | bytes, *, threads: int, folder: Path | None = None) -> ort.InferenceSession:
+    """A session on the CPU, for a file or for a graph in memory whose tensors lie in `folder`.
+
+    NoKernel where the CPU has none for an operation in the type of the graph.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Spinning threads would take the cores of the training beside which a proof may run.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    source = graph if isinstance(graph, bytes) else str(graph)
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

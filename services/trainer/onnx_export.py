@@ -116,7 +116,7 @@ class _GraphBuilder:
         normed, residual = self._add_and_norm([tokens, places], "transformer.h.0.ln_1", "embedding")
         for layer in range(self._a.layers):
             block, at = f"transformer.h.{layer}.", f"layer.{layer}."
-            qkv = sum_of(self._nodes, self._linear(normed, [block + "attn.c_attn"], at + "qkv.product"), at + "qkv")
+            qkv = sum_of(self._nodes, self._linear(normed, [block + "attn.c_attn"], at + "qkv"), at + "qkv")
             attended = self._attention(layer, [qkv, "", ""])
             attended, residual = self._keep_answered(layer, attended, residual)
             out = self._linear(attended, [block + "attn.c_proj"], at + "attention_out")
@@ -152,7 +152,7 @@ class _GraphBuilder:
 
     def _head(self, hidden: str) -> None:
         tied = "transformer.wte.weight" if self._a.family == "gpt2" else "model.embed_tokens.weight"
-        self._nodes.node("Identity", [hidden], "hidden")
+        self._nodes.node("Cast", [hidden], "hidden", to=TensorProto.FLOAT)
         self._arithmetic.head(self._nodes, hidden, tied if self._a.tie_embeddings else "lm_head.weight")
 
     # The steps.
@@ -251,7 +251,9 @@ class _GraphBuilder:
         exponents = np.arange(0, a.head_size, 2, dtype=np.float32) / np.float32(a.head_size)
         frequencies = np.float32(1) / np.power(np.float32(a.rope_theta or 1), exponents)
         angles = np.arange(a.context_length, dtype=np.float32)[:, None] * frequencies[None, :]
-        return self._nodes.constant(f"rotary_{function}", np.cos(angles) if function == "cos" else np.sin(angles))
+        table = np.cos(angles) if function == "cos" else np.sin(angles)
+        dtype = helper.tensor_dtype_to_np_dtype(self._arithmetic.element_type)
+        return self._nodes.constant(f"rotary_{function}", table.astype(dtype))
 
     # The contract.
 

@@ -5,28 +5,22 @@ Prepare the corpus, measure a time budget, train, make and prove the bundle, reg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from octavo.errors import FailedPrecondition, InvalidArgument
 from octavo.formats.checkpoint import Checkpoint, CheckpointFolder
-from octavo.v1 import datasets_pb2, registry_pb2
+from octavo.v1 import datasets_pb2
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
-from services.trainer import publication
 from services.trainer.calibration import Pace, budgeted_plan
-from services.trainer.control import Control
-from services.trainer.corpus import Corpus, CorpusCache, CorpusSpec
+from services.trainer.corpus import Corpus, CorpusSpec
 from services.trainer.environment import fingerprint
-from services.trainer.events import EventLog
-from services.trainer.job_directory import JobDirectory
+from services.trainer.job_run import JobRun
 from services.trainer.loop import Training, configure_torch
 from services.trainer.machine import Machine
 from services.trainer.plan import TextFacts, architecture_of, plan
-from services.trainer.progress import ProgressReporter
-from services.trainer.registry_link import RegistryLink
-from services.trainer.release import Origin, make_release, read_release
+from services.trainer.publication import Release
+from services.trainer.release import Origin, make_release
 from services.trainer.training_phase import TrainingPhase
 
 # Where a sample begins when no prompt is given: enough of the validation text to give it a direction.
@@ -34,62 +28,28 @@ _PROMPT_TOKENS: Final = 32
 
 
 class Pipeline:
-    """One train job in one worker. `job` is as its events, `past`, leave it."""
+    """One train job in one worker."""
 
-    def __init__(
-        self, directory: JobDirectory, job: pb.Job, past: Sequence[pb.JobEvent], log: EventLog, control: Control
-    ) -> None:
-        self._directory = directory
-        self._job = job
-        self._past = past
-        self._log = log
-        self._control = control
-        self._step = job.progress.step
-        self._progress = ProgressReporter(log)
-        self._link = RegistryLink(directory, log, self._heed)
-        self._folder = CheckpointFolder(directory.checkpoints)
+    def __init__(self, run: JobRun) -> None:
+        self._run = run
+        self._folder = CheckpointFolder(run.directory.checkpoints)
 
     def run(self, attempt: int) -> None:
         """Bring the job from where it is to its end. Raises Leaving, or what ends the job."""
-        try:
-            spec = self._job.plan.train
-            configure_torch(threads=spec.threads)
-            environment = fingerprint(spec.device, spec.threads)
-            start = self._begin(attempt, environment)
-            dataset = self._dataset(spec)
-            corpus = self._prepare(spec, dataset)
-            training, phase = self._training(corpus)
-            self._train(training, phase, start)
-            origin = Origin(
-                job=self._job.name, dataset=training.spec.dataset, blob=dataset.blob, environment=environment
-            )
-            self._release(training, phase, corpus, origin)
-        finally:
-            self._link.close()
-
-    def _begin(self, attempt: int, environment: pb.EnvironmentFingerprint) -> Checkpoint | None:
-        """Find the newest whole checkpoint and say where this attempt begins."""
-        checkpoint, damages = self._folder.read_newest()
-        step = checkpoint.entry.step if checkpoint is not None else 0
-        start = pb.AttemptStart(attempt=attempt, step=step, environment=environment)
-        start.damaged_checkpoints.extend(damage.description for damage in damages)
-        self._log.append(pb.JobEvent(attempt_start=start))
-        for damage in damages:
-            self._log.log(pb.LOG_SEVERITY_WARNING, f"{damage.description}; going on from step {step}", step)
-        before = self._job.environment.digest
-        if before and before != environment.digest:
-            self._log.log(
-                pb.LOG_SEVERITY_WARNING,
-                "this environment is not the one in which the job began; from here on the weights may differ in "
-                "their last bits from those of an unbroken run",
-                step,
-            )
-        return checkpoint
-
-    def _dataset(self, spec: pb.TrainSpec) -> datasets_pb2.Dataset:
-        self._progress.phase(pb.JOB_PHASE_PREPARE, f"looking up {spec.dataset}")
-        request = datasets_pb2.GetDatasetRequest(name=spec.dataset)
-        return self._link.call(lambda client: client.datasets.GetDataset(request))
+        spec = self._run.job.plan.train
+        configure_torch(threads=spec.threads)
+        environment = fingerprint(spec.device, spec.threads)
+        start, damages = self._folder.read_newest()
+        step = start.entry.step if start is not None else 0
+        self._run.begin(attempt, environment, step=step, damages=[damage.description for damage in damages])
+        dataset = self._run.dataset(spec.dataset)
+        corpus = self._prepare(spec, dataset)
+        training, phase = self._training(corpus)
+        self._train(training, phase, start)
+        origin = Origin(
+            job=self._run.job.name, dataset=training.spec.dataset, blob=dataset.blob, environment=environment
+        )
+        self._release(training, phase, corpus, origin)
 
     def _prepare(self, spec: pb.TrainSpec, dataset: datasets_pb2.Dataset) -> Corpus:
         wanted = CorpusSpec(
@@ -98,39 +58,35 @@ class Pipeline:
             vocab_size=spec.tokenizer.vocab_size,
             validation_fraction=spec.validation_fraction,
         )
-        cache = CorpusCache(Path(self._directory.read_launch().corpora))
-        return cache.prepare(wanted, self._download, self._say_preparing, self._directory.path.name)
-
-    def _download(self, blob: str, path: Path) -> None:
-        self._link.call(lambda client: client.download(blob, path))
+        run = self._run
+        return run.corpora.prepare(wanted, run.download, self._say_preparing, run.directory.path.name)
 
     def _say_preparing(self, message: str) -> None:
-        self._heed()
-        self._progress.phase(pb.JOB_PHASE_PREPARE, message)
+        self._run.say(pb.JOB_PHASE_PREPARE, message)
 
     def _training(self, corpus: Corpus) -> tuple[Training, TrainingPhase]:
         """The run by the plan that an earlier attempt fixed, or by one that is fixed now."""
-        known = [event.plan for event in self._past if event.HasField("plan")]
+        known = [event.plan for event in self._run.past if event.HasField("plan")]
         fixed = known[-1] if known else self._fix_plan(corpus)
         if not known:
-            self._log.append(pb.JobEvent(plan=fixed))
+            self._run.log.append(pb.JobEvent(plan=fixed))
         training = _new_training(fixed.train, corpus)
         phase = TrainingPhase(
             training,
             tokenizer=corpus.tokenizer,
             prompt=_prompt(fixed.train, corpus),
             folder=self._folder,
-            log=self._log,
-            control=self._control,
-            past=self._past,
+            log=self._run.log,
+            control=self._run.control,
+            past=self._run.past,
         )
         return training, phase
 
     def _fix_plan(self, corpus: Corpus) -> pb.Plan:
         """The plan from what is known now: the tokens there are and, for a time budget, how long a step takes."""
         spec = pb.TrainSpec()
-        spec.CopyFrom(self._job.train)
-        accepted = self._job.plan.train
+        spec.CopyFrom(self._run.job.train)
+        accepted = self._run.job.plan.train
         spec.dataset, spec.device, spec.threads = accepted.dataset, accepted.device, accepted.threads
         spec.tokenizer.CopyFrom(accepted.tokenizer)
         spec.precision = accepted.precision
@@ -142,13 +98,13 @@ class Pipeline:
         machine = Machine.detect(device=spec.device, threads=spec.threads)
         if not spec.HasField("time_budget"):
             return plan(spec, facts, machine)
-        self._progress.phase(pb.JOB_PHASE_CALIBRATE, "measuring how long a step takes")
+        self._run.say(pb.JOB_PHASE_CALIBRATE, "measuring how long a step takes")
         # Any number of steps will do: the duration of a step does not depend on it.
         provisional = plan(spec, facts, machine, step_s=1.0).train
         pace = Pace.measure(_new_training(provisional, corpus), _prompt(provisional, corpus))
-        self._heed()
+        self._run.heed()
         fixed = budgeted_plan(spec, facts, machine, pace)
-        self._log.log(
+        self._run.log.log(
             pb.LOG_SEVERITY_INFO,
             f"a step takes {pace.step_s * 1e3:.1f} ms, an evaluation with its sample {pace.look_s:.2f} s: "
             f"{spec.time_budget.ToNanoseconds() / 1e9:g} s are {fixed.total_steps} steps",
@@ -157,31 +113,27 @@ class Pipeline:
 
     def _train(self, training: Training, phase: TrainingPhase, start: Checkpoint | None) -> None:
         step = start.entry.step if start is not None else 0
-        self._progress.begin_training(step, training.spec.steps, step * training.tokens_per_step)
-        phase.run(start, self._progress)
-        self._step = training.spec.steps
+        self._run.progress.begin_training(step, training.spec.steps, step * training.tokens_per_step)
+        phase.run(start, self._run.progress)
+        self._run.step = training.spec.steps
 
     def _release(self, training: Training, phase: TrainingPhase, corpus: Corpus, origin: Origin) -> None:
         spec = training.spec
         step = self._choose(training, phase)
-        release = read_release(self._directory) or make_release(
-            self._directory,
+        release = Release.read(self._run.directory) or make_release(
+            self._run,
             training,
             corpus,
             evaluation=phase.evaluation(step),
             origin=origin,
-            say=self._progress.phase,
         )
-        self._heed()
-        self._progress.phase(pb.JOB_PHASE_REGISTER, f"registering a version of {spec.model}")
-        request_id = publication.request_id_of(self._job, "version")
-        version = publication.register(self._link, spec.model, release, request_id, self._heed)
-        self._output(version.name, f"step {step}, proven equal to its checkpoint")
-        for alias in spec.aliases:
-            reference = publication.set_alias(self._link, version, alias)
-            self._log.log(pb.LOG_SEVERITY_INFO, f"{reference} is now {version.name}", spec.steps)
-        if spec.deployment:
-            self._deploy(version, spec.deployment)
+        self._run.publish(
+            release,
+            model=spec.model,
+            message=f"step {step}, proven equal to its checkpoint",
+            aliases=spec.aliases,
+            deployment=spec.deployment,
+        )
 
     def _choose(self, training: Training, phase: TrainingPhase) -> int:
         """The step whose weights are released: the best evaluated one that is kept, usually the last."""
@@ -189,25 +141,12 @@ class Pipeline:
         if best is None or best.step == training.spec.steps or best.step not in self._folder.steps():
             return training.spec.steps
         phase.load(self._folder.read(best.step))
-        self._log.log(
+        self._run.log.log(
             pb.LOG_SEVERITY_INFO,
             f"releasing step {best.step}, whose validation loss {best.validation_loss:.4f} is the lowest",
             best.step,
         )
         return best.step
-
-    def _deploy(self, version: registry_pb2.Version, deployment: str) -> None:
-        self._heed()
-        self._progress.phase(pb.JOB_PHASE_DEPLOY, f"asking for {version.name} to be served as {deployment}")
-        self._output(publication.deploy(self._link, version, deployment), f"serves {version.name}")
-
-    def _output(self, name: str, message: str) -> None:
-        if not any(event.output.name == name for event in self._past):
-            self._log.append(pb.JobEvent(output=pb.JobOutput(name=name, message=message)))
-
-    def _heed(self) -> None:
-        # A command that changes the numbers takes effect after all steps that were done without it.
-        self._control.heed(self._step)
 
 
 def _new_training(spec: pb.TrainSpec, corpus: Corpus) -> Training:

@@ -15,6 +15,7 @@ from octavo.errors import FailedPrecondition, Internal
 from octavo.v1 import datasets_pb2
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
+from services.trainer.export_plan import plan_export
 from services.trainer.machine import Machine
 from services.trainer.plan import TextFacts, estimate_text, plan, resolve_tokenizer
 
@@ -52,7 +53,9 @@ class Planner:
             await asyncio.gather(self._machine, return_exceptions=True)
 
     async def plan(self, job: pb.Job) -> pb.Plan:
-        """What a train job comes to, its dataset named by version. Raises what the registry raises, and for faults."""
+        """What a job comes to, its resources named by version. Raises what the registry raises, and for faults."""
+        if job.HasField("export"):
+            return await plan_export(self._client, job.export, await self._detected())
         dataset = await self._client.datasets.GetDataset(datasets_pb2.GetDatasetRequest(name=job.train.dataset))
         if dataset.format != datasets_pb2.DATASET_FORMAT_TEXT:
             raise FailedPrecondition(

@@ -11,8 +11,8 @@ from services.trainer.events import EventLog
 
 INTERVAL_S: Final = 1.0
 
-# Where each phase begins and ends as a part of the whole job. Training takes nearly all of it.
-_SPANS: Final = {
+# Where each phase begins and ends as a part of a train job. Training takes nearly all of it.
+_TRAIN_SPANS: Final = {
     pb.JOB_PHASE_PREPARE: (0.0, 0.02),
     pb.JOB_PHASE_CALIBRATE: (0.02, 0.03),
     pb.JOB_PHASE_TRAIN: (0.03, 0.93),
@@ -22,13 +22,24 @@ _SPANS: Final = {
     pb.JOB_PHASE_REGISTER: (0.98, 0.99),
     pb.JOB_PHASE_DEPLOY: (0.99, 1.0),
 }
+# An export job goes through calibration, export, evaluation and proof once for each precision.
+_EXPORT_SPANS: Final = {
+    pb.JOB_PHASE_PREPARE: (0.0, 0.1),
+    pb.JOB_PHASE_CALIBRATE: (0.15, 0.2),
+    pb.JOB_PHASE_EXPORT: (0.2, 0.95),
+    pb.JOB_PHASE_EVALUATE: (0.1, 0.95),
+    pb.JOB_PHASE_PROVE: (0.2, 0.95),
+    pb.JOB_PHASE_REGISTER: (0.95, 0.99),
+    pb.JOB_PHASE_DEPLOY: (0.99, 1.0),
+}
 
 
 class ProgressReporter:
-    """Writes progress events: one at each change of phase, then at most one a second."""
+    """Writes progress events: one at each change of phase, then at most one a second. `kind` is the job's."""
 
-    def __init__(self, log: EventLog, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, log: EventLog, kind: str = "train", clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
+        self._spans = _EXPORT_SPANS if kind == "export" else _TRAIN_SPANS
         self._clock = clock
         self._progress = pb.JobProgress()
         self._said_at = -INTERVAL_S
@@ -38,9 +49,13 @@ class ProgressReporter:
         """A phase begins, or another part of it."""
         self._progress.phase = phase
         self._progress.message = message
-        self._progress.fraction = max(self._progress.fraction, _SPANS[phase][0])
+        self._progress.fraction = max(self._progress.fraction, self._spans[phase][0])
         self._progress.ClearField("eta")
         self._say()
+
+    def advance(self, fraction: float) -> None:
+        """So much of the job is done; said with what is said next."""
+        self._progress.fraction = max(self._progress.fraction, fraction)
 
     def begin_training(self, step: int, total_steps: int, tokens: int) -> None:
         """Training begins, or goes on after `step`."""
@@ -59,7 +74,7 @@ class ProgressReporter:
         self._say()
 
     def _count(self, step: int, total_steps: int, tokens: int) -> None:
-        begin, end = _SPANS[pb.JOB_PHASE_TRAIN]
+        begin, end = self._spans[pb.JOB_PHASE_TRAIN]
         self._progress.step, self._progress.total_steps, self._progress.tokens = step, total_steps, tokens
         self._progress.fraction = begin + (end - begin) * step / total_steps
 

@@ -6,20 +6,27 @@ Request ids follow from the job, so a worker that was lost in the middle registe
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Self
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
+from octavo.formats.lineage import Lineage
 from octavo.formats.manifest import Manifest
 from octavo.v1 import deployments_pb2, registry_pb2
 from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.deployments_pb2 import Precision
+from services.trainer.job_directory import JobDirectory
 from services.trainer.registry_link import RegistryLink
+
+_RECORD: Final = "release.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +43,25 @@ class Release:
     metrics: dict[str, float]
     parity: dict[str, Any]
     lineage: dict[str, Any]
+
+    @classmethod
+    def read(cls, directory: JobDirectory) -> Self | None:
+        """What an earlier attempt made, if it came so far."""
+        path = directory.path / _RECORD
+        return cls(**json.loads(path.read_text())) if path.is_file() else None
+
+    def write(self, directory: JobDirectory) -> None:
+        """Everything of the bundle first, then the record: its presence says that the bundle is whole."""
+        for file in Path(self.bundle).rglob("*"):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        path = directory.path / _RECORD
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("w") as stream:
+            json.dump(asdict(self), stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
 
 
 def register(
@@ -69,16 +95,31 @@ def set_alias(link: RegistryLink, version: registry_pb2.Version, alias: str) -> 
     return f"{model}@{alias}"
 
 
-def deploy(link: RegistryLink, version: registry_pb2.Version, deployment: str) -> str:
+def deploy(link: RegistryLink, version: registry_pb2.Version, deployment: str, precision: Precision.ValueType) -> str:
     """Have the version served alone under this deployment, which is made when there is none; returns its name."""
     request = deployments_pb2.UpdateDeploymentRequest(
         deployment=deployments_pb2.Deployment(
-            name=deployment, targets=[deployments_pb2.DeploymentTarget(version=version.name, weight=1)]
+            name=deployment,
+            targets=[deployments_pb2.DeploymentTarget(version=version.name, weight=1, precision=precision)],
         ),
         update_mask=FieldMask(paths=["targets"]),
         allow_missing=True,
     )
     return link.call(lambda client: client.deployments.UpdateDeployment(request)).name
+
+
+def registered_lineage(lineage: Lineage) -> dict[str, Any]:
+    """What the registry is told of a lineage, as the JSON of its Lineage."""
+    return {
+        "job": lineage.job or "",
+        "datasets": [{"dataset": one.name, "blob": f"blobs/{one.digest}"} for one in lineage.datasets],
+        "parent_version": lineage.parent_version or "",
+        "step": str(lineage.step),
+        "seed": str(lineage.seed),
+        "specification_digest": lineage.specification_digest,
+        "code_version": lineage.code_version,
+        "environment_fingerprint": lineage.environment_fingerprint,
+    }
 
 
 def request_id_of(job: pb.Job, act: str) -> str:

@@ -6,36 +6,33 @@ again registers the same bytes.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from google.protobuf.json_format import MessageToDict
 
-from octavo.formats.bundle import Bundle, write_bundle
+from octavo.errors import FailedPrecondition
+from octavo.formats.bundle import write_bundle
 from octavo.formats.lineage import DatasetDigest, Lineage
 from octavo.formats.model_card import ModelCard
 from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
+from services.trainer.conversion import Conversion, record
 from services.trainer.corpus import Corpus
-from services.trainer.job_directory import JobDirectory
+from services.trainer.job_run import JobRun
 from services.trainer.loop import Training
 from services.trainer.model import Transformer
 from services.trainer.onnx_export import export_graph
-from services.trainer.parity import Proof, Reference, prove, record_conformance
-from services.trainer.publication import Release
+from services.trainer.parity import Reference, prove, record_conformance
+from services.trainer.publication import Release, registered_lineage
+from services.trainer.yardstick import MAX_PERPLEXITY_INCREASE, Yardstick
 
-_RECORD: Final = "release.json"
 # Real text to probe with, beside the pseudo-random ids of the proof: pieces of the validation part.
 _PROBES: Final = 4
-
-Say = Callable[[pb.JobPhase.ValueType, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,58 +45,90 @@ class Origin:
     environment: pb.EnvironmentFingerprint
 
 
-def read_release(directory: JobDirectory) -> Release | None:
-    """What an earlier attempt made, if it came so far."""
-    path = directory.path / _RECORD
-    return Release(**json.loads(path.read_text())) if path.is_file() else None
-
-
 def make_release(
-    directory: JobDirectory,
+    run: JobRun,
     training: Training,
     corpus: Corpus,
     *,
     evaluation: pb.Evaluation,
     origin: Origin,
-    say: Say,
 ) -> Release:
     """Write and prove the bundle of the weights that `training` has now. FailedPrecondition when the proof fails.
 
     `evaluation` is the training's own look at them; the version's figures are those of the exported fp32 weights.
     """
-    say(pb.JOB_PHASE_EVALUATE, "measuring the weights in fp32, as they are exported")
+    run.say(pb.JOB_PHASE_EVALUATE, "measuring the weights in fp32, as they are exported")
     measured = training.evaluate(evaluation.step, dtype=torch.float32)
     measured.training_loss = evaluation.training_loss
-    say(pb.JOB_PHASE_EXPORT, "writing the bundle and its graph")
-    shutil.rmtree(directory.bundle, ignore_errors=True)
-    directory.bundle.mkdir()
+    run.say(pb.JOB_PHASE_EXPORT, "writing the bundle and its graph")
+    directory = run.directory.bundle
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
     weights = training.weights()
     bundle = write_bundle(
-        directory.bundle,
+        directory,
         architecture=training.model.architecture,
         tensors={name: tensor.numpy() for name, tensor in weights.items()},
         tokenizer=corpus.tokenizer,
         dropout=training.spec.dropout,
     )
-    export_graph(directory.bundle)
-    say(pb.JOB_PHASE_PROVE, "proving the graph equal to the checkpoint")
+    export_graph(directory)
+    run.say(pb.JOB_PHASE_PROVE, "proving the graph equal to the checkpoint")
     texts, threads = _probes(corpus, training), training.spec.threads
-    proof = prove(directory.bundle, _reference(training, weights), texts=texts, threads=threads)
-    record_conformance(directory.bundle, texts=texts, threads=threads)
-    lineage = _lineage(training.spec, evaluation.step, origin)
+    proof = prove(directory, _reference(training, weights), texts=texts, threads=threads).to_dict()
+    record_conformance(directory, texts=texts, threads=threads)
     metrics = _metrics(measured)
-    lineage.write(directory.bundle)
+    _convert(run, training, corpus, metrics, proof)
+    lineage = _lineage(training.spec, evaluation.step, origin)
+    lineage.write(directory)
     ModelCard(
         title=training.spec.model.removeprefix("models/"),
         architecture=bundle.architecture,
         tokenizer=corpus.tokenizer,
         lineage=lineage,
         metrics=metrics,
-        proof=proof.to_dict(),
-    ).write(directory.bundle)
-    release = _release(bundle, lineage, metrics, proof, origin)
-    _write_record(directory.path / _RECORD, release)
+        proof=proof,
+    ).write(directory)
+    release = Release(
+        job=origin.job,
+        bundle=str(directory),
+        family=bundle.architecture.family,
+        parameter_count=bundle.architecture.parameters,
+        metrics=metrics,
+        parity=proof,
+        lineage=registered_lineage(lineage),
+    )
+    release.write(run.directory)
     return release
+
+
+def _convert(run: JobRun, training: Training, corpus: Corpus, metrics: dict[str, float], proof: dict[str, Any]) -> None:
+    """The other precisions that were asked for, into the same bundle; one that is not good enough is left out."""
+    wanted = [word for word in dict.fromkeys(training.spec.export_precisions) if word != "fp32"]
+    if not wanted:
+        return
+    a = training.model.architecture
+    conversion = Conversion(
+        run.directory.bundle,
+        Yardstick.of_tokens(a, corpus.tokenizer, corpus.train, corpus.validation),
+        max_increase=MAX_PERPLEXITY_INCREASE,
+        threads=training.spec.threads,
+        say=run.say,
+        heed=run.heed,
+    )
+    made = []
+    for precision in wanted:
+        try:
+            made.append(conversion.make(precision))
+        except FailedPrecondition as error:
+            if error.reason != Reason.REASON_QUALITY_LOST:
+                raise
+            run.warn(f"{precision} is left out: {error.message}")
+    for quality in made:
+        run.log.log(pb.LOG_SEVERITY_INFO, quality.words)
+        metrics |= quality.metrics
+    if made:
+        proof["precisions"] = record(run.directory.bundle, conversion.baseline, made)
 
 
 def _reference(training: Training, weights: dict[str, torch.Tensor]) -> Reference:
@@ -140,37 +169,3 @@ def _metrics(evaluation: pb.Evaluation) -> dict[str, float]:
         "accuracy": evaluation.accuracy,
         "training_loss": evaluation.training_loss,
     }
-
-
-def _release(bundle: Bundle, lineage: Lineage, metrics: dict[str, float], proof: Proof, origin: Origin) -> Release:
-    registered = {
-        "job": origin.job,
-        "datasets": [{"dataset": origin.dataset, "blob": origin.blob}],
-        "step": str(lineage.step),
-        "seed": str(lineage.seed),
-        "specification_digest": lineage.specification_digest,
-        "code_version": lineage.code_version,
-        "environment_fingerprint": lineage.environment_fingerprint,
-    }
-    return Release(
-        job=origin.job,
-        bundle=str(bundle.directory),
-        family=bundle.architecture.family,
-        parameter_count=bundle.architecture.parameters,
-        metrics=metrics,
-        parity=proof.to_dict(),
-        lineage=registered,
-    )
-
-
-def _write_record(path: Path, release: Release) -> None:
-    """Everything below the bundle first, then the record: its presence says that the bundle is whole."""
-    for file in Path(release.bundle).rglob("*"):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as stream:
-        json.dump(asdict(release), stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)

@@ -186,6 +186,14 @@ def stop_workers(supervisions: Sequence[Supervision], grace_s: float) -> None:
         one.send(signal.SIGKILL)
 
 
+def require_training(job: pb.Job, why: str) -> pb.Job:
+    """The job, if it trains; FailedPrecondition for all others, and `why` says what they lack."""
+    if not job.HasField("train"):
+        kind = job.WhichOneof("spec")
+        raise FailedPrecondition(Reason.REASON_JOB_STATE, f"{job.name} is a job of kind {kind}; {why}", job=job.name)
+    return job
+
+
 def queue_full(queued: int) -> ResourceExhausted:
     """The error for a job that finds too many before it."""
     return ResourceExhausted(

@@ -26,7 +26,7 @@ from octavo.v1.errors_pb2 import Reason
 from services.trainer.events import TERMINAL, now
 from services.trainer.job_directory import JobDirectory, Launch, claim
 from services.trainer.jobs import JobStore, check_etag
-from services.trainer.supervision import Supervision, queue_full, stop_workers, worker_lost
+from services.trainer.supervision import Supervision, queue_full, require_training, stop_workers, worker_lost
 
 TICK_S: Final = 0.1
 # How far the row of a running job may lag behind its events: they are the truth, the row is a shortcut.
@@ -230,14 +230,15 @@ class Supervisor:
     def scale_learning_rate(self, name: str, scale: float) -> None:
         """Tell a running worker to scale its learning rates from its next step on."""
         with self._lock:
-            self._require(self.read(name), pb.JOB_STATE_RUNNING, verb="given another learning rate")
+            job = require_training(self.read(name), "it has no learning rate")
+            self._require(job, pb.JOB_STATE_RUNNING, verb="given another learning rate")
             command = pb.JobCommand(learning_rate=pb.LearningRateCommand(scale=scale))
             self._living[name].add_command(command)
 
     def request_checkpoint(self, name: str) -> int:
         """Ask a running worker for a checkpoint; returns the sequence number of the command."""
         with self._lock:
-            job = self.read(name)
+            job = require_training(self.read(name), "it has no checkpoints: when it is lost, it begins again")
             self._require(job, pb.JOB_STATE_RUNNING, verb="checkpointed")
             command = self._living[name].add_command(pb.JobCommand(checkpoint=pb.CheckpointCommand()))
             return command.sequence

@@ -56,10 +56,7 @@ def work(directory: JobDirectory) -> int:
         try:
             control = Control(directory.path, log, past)
             control.hear_signals()
-            # Imported here: loading torch takes seconds, in which the lock is already held and signals are heard.
-            from services.trainer.pipeline import Pipeline
-
-            Pipeline(directory, job, past, log, control).run(attempt)
+            _run(directory, job, past, log, control)
             change = pb.StateChange(state=pb.JOB_STATE_SUCCEEDED, message="everything is registered")
         except Leaving as leaving:
             if leaving.state is None:
@@ -71,6 +68,20 @@ def work(directory: JobDirectory) -> int:
             change = failure(error, directory)
         log.append(pb.JobEvent(state_change=change))
     return 0
+
+
+def _run(directory: JobDirectory, job: pb.Job, past: Sequence[pb.JobEvent], log: EventLog, control: Control) -> None:
+    # Imported here: loading torch takes seconds, in which the lock is already held and signals are heard.
+    from services.trainer.export_pipeline import ExportPipeline
+    from services.trainer.job_run import JobRun
+    from services.trainer.pipeline import Pipeline
+
+    run = JobRun(directory, job, past, log, control)
+    try:
+        pipeline = ExportPipeline(run) if job.HasField("export") else Pipeline(run)
+        pipeline.run(job.attempt_count + 1)
+    finally:
+        run.close()
 
 
 def failure(error: Exception, directory: JobDirectory) -> pb.StateChange:

@@ -43,6 +43,7 @@ def test_a_dataset_and_a_model_are_enough():
         ({"time_budget": {"seconds": 10**9}}, "job.train.time_budget"),
         ({"steps": 0}, "job.train.steps"),
         ({"steps": -5}, "job.train.steps"),
+        ({"export_precisions": ["fp32", "int8", "q4"]}, "job.train.export_precisions[2]"),
         ({"checkpoints": pb.CheckpointPolicy(keep_latest=1)}, "job.train.checkpoints.keep_latest"),
     ],
 )
@@ -78,12 +79,54 @@ def test_a_job_without_a_spec_is_refused():
         check_job(pb.Job(), "", "")
 
 
-@pytest.mark.parametrize("kind", ["evaluate", "export", "tune", "synthesize", "publish"])
-def test_kinds_that_do_not_run_yet_are_refused_with_the_one_that_does(kind):
+@pytest.mark.parametrize("kind", ["evaluate", "tune", "synthesize", "publish"])
+def test_kinds_that_do_not_run_yet_are_refused_with_those_that_do(kind):
     asked = pb.Job()
     getattr(asked, kind).SetInParent()
-    with pytest.raises(Unimplemented, match="`train` can"):
+    with pytest.raises(Unimplemented, match="`train` and `export` can"):
         check_job(asked, "", "")
+
+
+def export(**changes):
+    spec = pb.ExportSpec(version="models/poet@champion")
+    spec.MergeFrom(pb.ExportSpec(**({"precisions": ["int8"]} | changes)))
+    return pb.Job(export=spec)
+
+
+def test_a_version_and_a_precision_are_enough_for_an_export():
+    check_job(export(), "", "")
+    check_job(export(version="models/poet/versions/3", precisions=["int8", "int8_weights", "int4", "fp16"]), "", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"version": "models/poet"}, "job.export.version"),
+        ({"version": "models/poet/versions/0"}, "job.export.version"),
+        ({"version": "models/poet@champion\n"}, "job.export.version"),
+        ({"precisions": []}, "job.export.precisions"),
+        ({"precisions": ["int8", "int3"]}, "job.export.precisions[1]"),
+        ({"precisions": ["fp32"]}, "job.export.precisions[0]"),
+        ({"precisions": ["int8", "int8"]}, "job.export.precisions[1]"),
+        ({"dataset": "tiny"}, "job.export.dataset"),
+        ({"aliases": ["latest"]}, "job.export.aliases[0]"),
+        ({"deployment": "poet"}, "job.export.deployment"),
+        ({"max_perplexity_increase": -0.1}, "job.export.max_perplexity_increase"),
+        ({"max_perplexity_increase": float("nan")}, "job.export.max_perplexity_increase"),
+        ({"threads": 0}, "job.export.threads"),
+    ],
+)
+def test_a_wrong_field_of_an_export_is_named_with_what_would_be_right(changes, field):
+    with pytest.raises(InvalidArgument) as refusal:
+        check_job(export(**changes), "", "")
+    assert list(refusal.value.violations) == [field]
+
+
+def test_an_export_is_taken_over_as_its_creator_decided():
+    made = accepted_job(pb.CreateJobRequest(job=export(max_perplexity_increase=0.02)))
+    assert made.WhichOneof("spec") == "export"
+    assert made.export.max_perplexity_increase == 0.02
+    assert not made.HasField("plan")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +135,6 @@ def test_kinds_that_do_not_run_yet_are_refused_with_the_one_that_does(kind):
         {"base_version": "models/poet@champion"},
         {"lora": pb.LoraSpec(rank=8)},
         {"early_stopping": pb.EarlyStopping(patience=2)},
-        {"export_precisions": ["fp32", "int8"]},
     ],
 )
 def test_parts_of_a_spec_that_cannot_be_honoured_are_refused_rather_than_ignored(changes):
