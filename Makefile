@@ -42,7 +42,7 @@ demo: $(READY) ## The whole life of a model on real text (DATA=file.txt for your
 up: $(READY) ## Start every program and stay
 	$(BIN)/octavo up
 
-bench: $(READY) ## Measure training, generation and streaming
+bench: $(READY) ## Measure all: training, generation beside peers, streaming, servers
 	$(BIN)/python -m benchmarks
 
 images: ## Build the container image

@@ -1,6 +1,7 @@
-"""`python -m benchmarks [NAME …]`: runs the benchmarks and writes docs/benchmarks.md, machine and versions included.
+"""`python -m benchmarks [NAME …] [OPTION …]`: runs the benchmarks, writes docs/benchmarks.md with machine and versions.
 
-Each benchmark is a module of its own that prints a table; this one only puts the tables together.
+Each benchmark is a module of its own that prints its tables; this one only puts them together. `--quick` tries whether
+all of them run, in minutes, and writes nothing. Other options go to each of the benchmarks named.
 """
 
 import importlib.metadata
@@ -16,34 +17,44 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 VERSIONS = ("octavo", "torch", "onnxruntime", "grpcio", "numpy")
 TITLES = {
     "train": "Training: how low the loss gets in a given time",
-    "streaming": "Serving: what streaming costs",
+    "generate": "Generation: tokens per second beside other engines",
+    "streaming": "Serving: what scheduling and streaming cost",
 }
+QUICK = {"train": ("--budgets", "3", "--seeds", "1", "--without-nanogpt")}
+"""What makes a benchmark quick; for those that are not here it is `--quick`."""
 
 
-def main(names: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Runs the named benchmarks, all without names; the others keep the tables that they have."""
+    first = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    names, options = arguments[:first], arguments[first:]
     unknown = sorted(set(names) - set(TITLES))
     if unknown:
         sys.exit(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(TITLES)}")
     kept = sections_of(PAGE.read_text()) if PAGE.exists() else {}
-    measured = {name: section(name) for name in TITLES if not names or name in names}
+    measured = {name: section(name, options) for name in TITLES if not names or name in names}
+    if "--quick" in options:
+        return
     sections = kept | measured
     PAGE.write_text("\n".join([INTRODUCTION, *(sections[name] for name in TITLES if name in sections)]))
     print(f"\nwritten to {PAGE.relative_to(ROOT)}")
 
 
-def section(name: str) -> str:
+def section(name: str, options: list[str]) -> str:
     """Runs one benchmark, showing what it prints; answers its part of the page."""
-    command = [sys.executable, "-m", f"benchmarks.{name}"]
-    table: list[str] = []
+    quick = QUICK.get(name, ("--quick",))
+    chosen = [word for option in options for word in (quick if option == "--quick" else (option,))]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *chosen]
+    tables: list[str] = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
-            table += [line.rstrip()] if line.startswith("|") else []
+            # Headings and tables; what else it says is for the person who waits.
+            tables += [line.rstrip()] if line.startswith(("|", "#")) or not line.strip() else []
     if process.returncode:
         sys.exit(f"benchmarks.{name} failed with exit status {process.returncode}")
-    lines = [f"## {TITLES[name]}", "", f"`python -m benchmarks.{name}`, {machine()}.", "", *table, ""]
-    return "\n".join(lines)
+    text = "\n".join(tables).strip()
+    return f"## {TITLES[name]}\n\n`python -m benchmarks.{name}`, {machine()}.\n\n{text}\n"
 
 
 def sections_of(page: str) -> dict[str, str]:

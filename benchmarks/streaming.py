@@ -1,137 +1,120 @@
-"""What streaming costs: tokens per second of the bare session, of the engine around it, and over gRPC.
+"""What scheduling and streaming cost: tokens/s of the bare session, of the engine around it, of gRPC around that.
 
-    python -m benchmarks.streaming [--json FILE] [--rounds 5] [--seconds 1.0]
+    python -m benchmarks.streaming [--quick] [--rounds 5] [--streams 32] [--json FILE]
 
-Server and client are two processes on this machine. Rounds alternate between the three, so that a noisy neighbour
-disturbs all of them alike; the median round counts. Weights are random: speed does not depend on their values.
+So many prompts of 32 random tokens at once, each continued by 64, again and again: the same work for every layer,
+prompts included. The bare session takes the most probable token; the engine and gRPC do so, and also draw from the 40
+most probable at temperature 0.8. Server and client are two processes on this machine. Rounds alternate between the
+layers, so that a noisy neighbour disturbs all of them alike; shares are taken within a round, the median counts.
+Measured is the precision of eight bits or more whose bare session is fastest here.
 """
 
 import argparse
 import asyncio
 import json
-import logging
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import grpc
-import numpy as np
 import uvloop
 
+from benchmarks.bundles import SHAPES, Shape, prompts, write_served
+from benchmarks.contestants import FOUR_BITS
+from benchmarks.ours import GREEDY, SAMPLED, engine_completions, key, loaded, session_completions
 from octavo import serving
-from octavo.formats.architecture import Architecture
-from octavo.formats.bundle import write_bundle
-from octavo.formats.conformance import Conformance, PrecisionVectors, Vector
-from octavo.formats.tokenizer import Tokenizer
 from octavo.v1 import inference_pb2, inference_pb2_grpc
-from octavo.v1.deployments_pb2 import Precision
-from services.inference.loader import Loader
-from services.inference.outbox import Outbox
-from services.inference.rehearsal import Rehearsal
 from services.inference.roster import Roster
-from services.inference.sampler import Sampling
-from services.inference.served_graph import ServedGraph
-from services.inference.served_model import Key, LoadedModel, ServedModel
+from services.inference.served_model import LoadedModel, ServedModel
 from services.inference.servicer import InferenceServicer
-from services.inference.session import Session
 from services.inference.settings import InferenceSettings
-from services.trainer.onnx_export import export_graph
 
-PROMPT_TOKENS, COMPLETION_TOKENS = 32, 200
-STREAMS = (1, 16)
-SHAPES = {
-    "0.8 M": {"width": 128, "layers": 4, "heads": 4},
-    "10.7 M": {"width": 384, "layers": 6, "heads": 6},
-}
-KEY = Key("models/bench/versions/1", Precision.PRECISION_FP32)
-PROMPT = list(range(PROMPT_TOKENS))
+PROMPT_TOKENS, NEW_TOKENS = 32, 64
+SAMPLINGS = {"greedy": GREEDY, "sampled": SAMPLED}
+ENGINE_TARGET, STREAM_TARGET = 0.90, 0.85
+"""The share of the bare session's rate that the engine should keep, and of the engine's that gRPC should."""
 
 
-def write_random_bundle(directory: Path, shape: dict[str, int]) -> None:
-    """A gpt2 over 65 symbols with context 256, its graphs, and what it answers on this machine as its vectors."""
-    tokenizer = Tokenizer.train_characters("".join(map(chr, range(32, 97))))
-    architecture = Architecture.derive("gpt2", vocab_size=tokenizer.vocab_size, context_length=256, **shape)
-    random = np.random.default_rng(0)
-    tensors = {
-        name: np.ones(size, np.float32)
-        if ".ln_" in name and name.endswith("weight")
-        else random.normal(0, 0.08, size).astype(np.float32)
-        for name, size in architecture.tensors().items()
-    }
-    write_bundle(directory, architecture=architecture, tensors=tensors, tokenizer=tokenizer)
-    graph = export_graph(directory)
-    served = ServedGraph(graph, architecture, threads=1, allow_spinning=False)
-    session = Session(served, served.new_cache(slots=1, capacity=256))
-    greedy, log_probabilities = Rehearsal(session, chunk_tokens=256).complete(PROMPT, 4)
-    vector = Vector(prompt=tuple(PROMPT), greedy=tuple(greedy), log_probabilities=tuple(log_probabilities))
-    vectors = PrecisionVectors(graph=graph.name, tolerance=1e-3, vectors=(vector,))
-    Conformance({"fp32": vectors}).write(directory)
+@dataclass(frozen=True)
+class Load:
+    """What one layer does in one turn: so many streams at once, for at least so long."""
+
+    shape: Shape
+    streams: int
+    seconds: float
+    seed: int
+    sampling: str = "greedy"
+    precision: str = "fp32"
+
+    def prompts(self, turn: int) -> list[list[int]]:
+        """Never the same twice: a prefix that was met before would be no work."""
+        return prompts(self.shape, self.streams, PROMPT_TOKENS, 1000 * self.seed + turn)
+
+    async def rate(self, complete: Any) -> float:
+        """Tokens per second of whole batches; `complete` answers how many tokens one brought."""
+        tokens, turn, start = 0, 0, perf_counter()
+        while not tokens or perf_counter() - start < self.seconds:
+            tokens += await complete(self.prompts(turn))
+            turn += 1
+        return tokens / (perf_counter() - start)
 
 
-def bare_rate(directory: Path, settings: InferenceSettings, streams: int, seconds: float) -> float:
-    """Tokens per second of decode steps and argmax alone: the floor that nothing around it can beat."""
-    architecture = Architecture.from_config(json.loads((directory / "config.json").read_text()))
-    graph = ServedGraph(
-        directory / "model.onnx",
-        architecture,
-        threads=min(settings.thread_count, architecture.heads),
-        allow_spinning=settings.allow_spinning,
-    )
-    session = Session(graph, graph.new_cache(slots=streams, capacity=256))
-    tokens, start = 0, perf_counter()
-    while perf_counter() - start < seconds:
-        for row in range(streams):
-            session.place(row, 1, PROMPT_TOKENS)
-        for length in range(PROMPT_TOKENS, PROMPT_TOKENS + COMPLETION_TOKENS):
-            session.advance(streams, session.decode(streams, length).argmax(axis=1))
-        tokens += streams * COMPLETION_TOKENS
-    return tokens / (perf_counter() - start)
+class Layers:
+    """The server's process: bare sessions and engines of every precision, loaded when they are first asked for."""
+
+    def __init__(self, directory: Path, settings: InferenceSettings) -> None:
+        self._directory = directory
+        self._settings = settings
+        self._models: dict[str, ServedModel] = {}
+        self.roster = Roster()
+
+    def served(self, precision: str) -> ServedModel:
+        """The model at a precision; the roster shows the one that was asked for last."""
+        if precision not in self._models:
+            self._models[precision] = ServedModel(key(precision))
+            self._models[precision].ready(
+                loaded(self._directory, precision, self._settings, asyncio.get_running_loop())
+            )
+        self.roster.models.clear()
+        self.roster.models[key(precision)] = self._models[precision]
+        return self._models[precision]
+
+    async def rate(self, layer: str, load: Load) -> float:
+        """Tokens per second of the bare session or of the engine."""
+        model = self.served(load.precision).loaded
+        if not isinstance(model, LoadedModel):
+            raise TypeError("served before it was loaded")
+
+        async def complete(batch: list[list[int]]) -> int:
+            if layer == "session":
+                completions = session_completions(model, batch, NEW_TOKENS)
+            else:
+                completions = await engine_completions(model, batch, NEW_TOKENS, SAMPLINGS[load.sampling])
+            return sum(map(len, completions))
+
+        return await load.rate(complete)
+
+    async def close(self) -> None:
+        """Stops the engines."""
+        for model in self._models.values():
+            await model.drain(1)
 
 
-async def rate(complete: Callable[[int], Awaitable[int]], streams: int, seconds: float) -> float:
-    """Tokens per second of so many callers, each of whom asks again as soon as it is answered."""
-
-    async def caller(number: int) -> int:
-        tokens = 0
-        while perf_counter() - start < seconds:
-            tokens += await complete(number)
-        return tokens
-
-    start = perf_counter()
-    tokens = sum(await asyncio.gather(*map(caller, range(streams))))
-    return tokens / (perf_counter() - start)
-
-
-def parameters(number: int) -> inference_pb2.GenerationParameters:
-    return inference_pb2.GenerationParameters(max_tokens=COMPLETION_TOKENS, seed=number, temperature=0.8, top_k=40)
-
-
-async def engine_complete(loaded: LoadedModel, number: int) -> int:
-    """One completion straight from the engine, in one delivery."""
-    sampling = Sampling(temperature=0.8, top_k=40, seed=number)
-    prompt = np.array(PROMPT, np.int64)
-    outbox = Outbox(is_streaming=False)
-    sequence = loaded.sequence(prompt, parameters(number), sampling, outbox, priority=0, deadline_s=None)
-    loaded.engine.submit(sequence)
-    return len((await outbox.take()).token_ids)
-
-
-async def serve(directory: Path, settings: InferenceSettings) -> None:
-    """The server process: says its address, then measures its engine or its bare session whenever it is told."""
-    logger = logging.getLogger("octavo.inference")
-    loader = Loader(settings, asyncio.get_running_loop(), logger)
-    roster = Roster()
-    roster.models[KEY] = served = ServedModel(KEY)
-    served.ready(loaded := loader.load(directory, KEY))
+async def serve(directory: Path) -> None:
+    """The server process: says its address, then measures one layer after the other as it is told."""
+    settings = InferenceSettings(port=0, slots=64, cache_limit_bytes=1 << 40)
+    layers = Layers(directory, settings)
 
     async def find(reference: str) -> ServedModel:
-        return roster.find(reference)
+        return layers.roster.find(reference)
 
-    servicer = InferenceServicer(roster, find)
+    servicer = InferenceServicer(layers.roster, find)
 
     def register(server: grpc.aio.Server) -> None:
         inference_pb2_grpc.add_InferenceServicer_to_server(servicer, server)
@@ -146,12 +129,9 @@ async def serve(directory: Path, settings: InferenceSettings) -> None:
         print(addresses["inference"], flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             order = json.loads(line)
-            if order["layer"] == "bare":
-                answer = bare_rate(directory, settings, order["streams"], order["seconds"])
-            else:
-                answer = await rate(lambda number: engine_complete(loaded, number), order["streams"], order["seconds"])
-            print(json.dumps(answer), flush=True)
-    await served.drain(1)
+            layer, load = order.pop("layer"), Load(SHAPES[order.pop("shape")], **order)
+            print(json.dumps(await layers.rate(layer, load)), flush=True)
+    await layers.close()
 
 
 class Server:
@@ -160,36 +140,47 @@ class Server:
     def __init__(self, process: asyncio.subprocess.Process, stub: "inference_pb2_grpc.InferenceAsyncStub") -> None:
         self._process = process
         self._stub = stub
-        self.messages = 0
 
-    async def measure(self, layer: str, streams: int, seconds: float) -> float:
-        """Tokens per second of one layer: `bare`, `engine` or `gRPC`."""
+    async def rate(self, layer: str, load: Load) -> float:
+        """Tokens per second of one layer: `session`, `engine` or `gRPC`."""
         if layer == "gRPC":
-            return await rate(self._stream_complete, streams, seconds)
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps({"layer": layer, "streams": streams, "seconds": seconds}).encode() + b"\n")
-        return float(json.loads(await self._process.stdout.readline()))
+            return await load.rate(lambda batch: self._stream(batch, load.sampling))
+        if not (self._process.stdin and self._process.stdout):
+            raise AssertionError("started without pipes")
+        order = {"layer": layer, **vars(load), "shape": SHAPES.index(load.shape)}
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        line = await self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the server process has ended; its words are above")
+        return float(json.loads(line))
 
-    async def _stream_complete(self, number: int) -> int:
-        request = inference_pb2.StreamGenerateRequest(
-            model=KEY.version, prompt_token_ids=PROMPT, parameters=parameters(number)
+    async def _stream(self, batch: list[list[int]], sampling: str) -> int:
+        """All prompts at once, each as a stream of its own; the tokens that came."""
+        return sum(await asyncio.gather(*(self._completion(prompt, sampling) for prompt in batch)))
+
+    async def _completion(self, prompt: list[int], sampling: str) -> int:
+        chosen = SAMPLINGS[sampling]
+        parameters = inference_pb2.GenerationParameters(
+            max_tokens=NEW_TOKENS,
+            ignore_eos=True,
+            temperature=chosen.temperature,
+            top_k=chosen.top_k,
+            seed=chosen.seed,
         )
-        tokens = 0
-        async for event in self._stub.StreamGenerate(request):
-            tokens += len(event.chunk.token_ids)
-            self.messages += 1
-        return tokens
+        request = inference_pb2.StreamGenerateRequest(
+            model=key("fp32").version, prompt_token_ids=prompt, parameters=parameters
+        )
+        return sum([len(event.chunk.token_ids) async for event in self._stub.StreamGenerate(request)])
 
 
 @asynccontextmanager
-async def started(directory: Path, threads: int) -> AsyncIterator[Server]:
+async def started(directory: Path) -> AsyncIterator[Server]:
     """A server process over a bundle, and a connection to it."""
-    command = (sys.executable, "-m", "benchmarks.streaming", "--serve", str(directory), "--threads", str(threads))
+    command = (sys.executable, "-m", "benchmarks.streaming", "--serve", str(directory))
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
-    assert process.stdin
-    assert process.stdout
+    if not (process.stdin and process.stdout):
+        raise AssertionError("started without pipes")
     address = (await process.stdout.readline()).decode().strip()
     async with grpc.aio.insecure_channel(address) as channel:
         yield Server(process, inference_pb2_grpc.InferenceStub(channel))
@@ -197,48 +188,84 @@ async def started(directory: Path, threads: int) -> AsyncIterator[Server]:
     await process.wait()
 
 
-async def measure(model: str, arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """The rows of one model's table."""
-    rows: list[dict[str, object]] = []
+@dataclass
+class Figures:
+    """One model's rounds, tokens/s by (layer, sampling)."""
+
+    shape: Shape
+    precision: str
+    rounds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+
+    def median(self, layer: str, sampling: str) -> float:
+        return statistics.median(self.rounds[layer, sampling])
+
+    def share(self, layer: str, of: str, sampling: str) -> float:
+        """The median share that `layer` keeps of what is below it, within a round."""
+        below = self.rounds[of, "greedy" if of == "session" else sampling]
+        return statistics.median(a / b for a, b in zip(self.rounds[layer, sampling], below, strict=True))
+
+
+async def measure(shape: Shape, options: argparse.Namespace) -> Figures:
+    """All layers of one model in turn; a round that is not counted comes first."""
+    layers = [("session", "greedy"), *((layer, sampling) for layer in ("engine", "gRPC") for sampling in SAMPLINGS)]
     with tempfile.TemporaryDirectory() as name:
-        write_random_bundle(Path(name), SHAPES[model])
-        async with started(Path(name), arguments.threads) as server:
-            for streams in STREAMS:
-                rounds: dict[str, list[float]] = {"bare": [], "engine": [], "gRPC": []}
-                for layer in rounds:
-                    await server.measure(layer, streams, 0.2)  # warm
-                for _ in range(arguments.rounds):
-                    for layer, rates in rounds.items():
-                        rates.append(await server.measure(layer, streams, arguments.seconds))
-                kept = [over / own for over, own in zip(rounds["gRPC"], rounds["engine"], strict=True)]
-                rates = {f"{layer}_tokens_per_s": round(statistics.median(r)) for layer, r in rounds.items()}
-                rows.append({"model": model, "streams": streams, **rates, "kept": round(statistics.median(kept), 3)})
-    return rows
+        precisions = [word for word in write_served(Path(name), shape) if word not in FOUR_BITS]
+        async with started(Path(name)) as server:
+            figures = Figures(shape, await _fastest(server, shape, precisions, options))
+            for number in range(-1, options.rounds):
+                for place, (layer, sampling) in enumerate(layers):
+                    seconds = options.seconds if number >= 0 else 0.0
+                    seed = len(layers) * (number + 2) + place
+                    load = Load(shape, options.streams, seconds, seed, sampling, figures.precision)
+                    rate = await server.rate(layer, load)
+                    if number >= 0:
+                        figures.rounds.setdefault((layer, sampling), []).append(rate)
+    return figures
 
 
-async def report(arguments: argparse.Namespace) -> None:
-    rows = [row for model in SHAPES for row in await measure(model, arguments)]
-    print("| model, fp32 | streams | bare session, tokens/s | engine, tokens/s | over gRPC, tokens/s | gRPC keeps |")
-    print("|---|---|---|---|---|---|")
-    for row in rows:
-        bare, engine, over = (row[f"{layer}_tokens_per_s"] for layer in ("bare", "engine", "gRPC"))
-        print(f"| {row['model']} | {row['streams']} | {bare:,} | {engine:,} | {over:,} | {row['kept']:.0%} |")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+async def _fastest(server: Server, shape: Shape, precisions: list[str], options: argparse.Namespace) -> str:
+    """The precision whose bare session is fastest, by the second of two tries."""
+    rates = {}
+    for _ in range(2 if len(precisions) > 1 else 0):
+        for word in precisions:
+            load = Load(shape, options.streams, options.seconds, 0, precision=word)
+            rates[word] = await server.rate("session", load)
+    return max(rates, key=lambda word: rates[word], default=precisions[0])
+
+
+async def report(options: argparse.Namespace) -> None:
+    found = [await measure(shape, options) for shape in SHAPES]
+    print(
+        f"| {options.streams} streams, tokens/s | tokens | bare session | engine | keeps (to reach: "
+        f"{ENGINE_TARGET:.0%}) | gRPC streams | keeps of the engine (to reach: {STREAM_TARGET:.0%}) |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for figures in found:
+        for sampling in SAMPLINGS:
+            engine, streams = (figures.median(layer, sampling) for layer in ("engine", "gRPC"))
+            print(
+                f"| {figures.shape.name}, {figures.precision} | {sampling} "
+                f"| {figures.median('session', 'greedy'):,.0f} "
+                f"| {engine:,.0f} | {figures.share('engine', 'session', sampling):.0%} "
+                f"| {streams:,.0f} | {figures.share('gRPC', 'engine', sampling):.0%} |"
+            )
+    if options.json:
+        rounds = {f.shape.name: {" ".join(where): rates for where, rates in f.rounds.items()} for f in found}
+        options.json.write_text(json.dumps(rounds, indent=1) + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the table here")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one short round: does it run at all?")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of one measurement")
-    parser.add_argument("--threads", type=int, default=0, help="threads of the model; 0 takes the server's default")
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=1.0, help="least length of one measurement")
+    parser.add_argument("--json", type=Path, help="write every round to this file")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        uvloop.run(serve(arguments.serve, InferenceSettings(port=0, threads=arguments.threads)))
-    else:
-        uvloop.run(report(arguments))
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds = 1, 0.1
+    uvloop.run(serve(options.serve) if options.serve else report(options))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,21 @@ from octavo.errors import Unavailable
 from octavo.v1 import errors_pb2
 from octavo.v1 import inference_pb2 as pb
 
+Temperature = Annotated[float | None, typer.Option("--temperature", "-t", min=0, max=100, help="0: likeliest.")]
+MinTokens = Annotated[int | None, typer.Option(min=0, help="Fewest tokens before the text may end.")]
+MinP = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Sample among tokens this fraction as likely as the best.")
+]
+Repetition = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1: repeat less; 1.1 is usual.")]
+JsonSchema = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="A file: the text is JSON that satisfies this schema.")
+]
+Regex = Annotated[str | None, typer.Option(help="The whole text matches this regular expression.")]
+Grammar = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="A file: the text follows this grammar in GBNF.")
+]
+Choices = Annotated[list[str] | None, typer.Option("--choice", help="The text is this one, or another; repeatable.")]
+
 LOADING_S = 60.0
 """How long a model may take to be loaded, in seconds."""
 
@@ -24,14 +40,19 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to continue; `-` reads it from stdin.")],
     *,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")] = 200,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", min=0, max=100, help="0: likeliest.")
-    ] = None,
+    temperature: Temperature = None,
     top_k: Annotated[int | None, typer.Option(min=0, help="Sample among the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Sample among the likeliest of this mass.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text, always.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
     echo: Annotated[bool, typer.Option(help="Put the prompt in front.")] = False,
+    min_tokens: MinTokens = None,
+    min_p: MinP = None,
+    repetition_penalty: Repetition = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    choice: Choices = None,
     as_json: AsJson = False,
 ) -> None:
     """Continues a text with a served model and prints it while it comes.
@@ -43,6 +64,12 @@ def generate(
     `octavo generate poet "def main" --temperature 0.7 --top-k 40 --seed 7`
 
     `head -c 500 notes.txt | octavo generate poet -`
+
+    `octavo generate poet "A person: " --json-schema person.json`
+
+    `octavo generate poet "Is it late? " --choice yes --choice no`
+
+    `octavo generate poet "Call me at " --regex "[0-9]{3}-[0-9]{4}"`
     """
     parameters = pb.GenerationParameters(
         max_tokens=max_tokens,
@@ -52,6 +79,10 @@ def generate(
         seed=seed,
         stop=stop or [],
         echo=echo or None,
+        min_tokens=min_tokens,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        structured_output=form(json_schema, regex, grammar, choice),
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     request = pb.StreamGenerateRequest(model=short_names.answerer(model), prompt=text, parameters=parameters)
@@ -62,6 +93,22 @@ def generate(
                 screen.print_json_line(event)
         elif done := print_text(events):
             screen.stderr().print(usage(done), style="dim", soft_wrap=True)
+
+
+def form(
+    json_schema: Path | None, regex: str | None, grammar: Path | None, choices: list[str] | None
+) -> pb.StructuredOutput | None:
+    """The form that the text shall have, if any. Raises typer.BadParameter for more than one."""
+    wanted = {
+        "json_schema": json_schema and json_schema.read_text("utf-8"),
+        "regex": regex,
+        "grammar": grammar and grammar.read_text("utf-8"),
+        "choices": pb.Choices(texts=choices) if choices else None,
+    }
+    given = {name: value for name, value in wanted.items() if value is not None}
+    if len(given) > 1:
+        raise typer.BadParameter("give one of --json-schema, --regex, --grammar and --choice")
+    return pb.StructuredOutput(**given) if given else None  # type: ignore[arg-type]
 
 
 def stream(client: Client, request: pb.StreamGenerateRequest) -> Iterator[pb.StreamGenerateResponse]:

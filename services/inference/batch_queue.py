@@ -41,10 +41,11 @@ class TensorRequest:
     wanted: tuple[str, ...]
     rows: int
     is_batched: bool
-    future: "Future[list[Array]]"
     arrival_s: float
     priority: int = 0
     deadline_s: float = inf
+    future: "Future[list[Array]] | None" = None
+    """Where its outputs go; made on the event loop that waits for them."""
     spent: Spent | None = None
     order: tuple[int, int] = field(init=False)
     likeness: tuple[object, ...] = field(init=False)

@@ -10,12 +10,13 @@ from math import inf
 from typing import Any, cast
 
 import octavo
-from octavo.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
+from octavo.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable, Unimplemented
 from octavo.open_inference import open_inference_pb2, open_inference_pb2_grpc
 from octavo.open_inference.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from octavo.v1 import inference_pb2
 from octavo.v1.errors_pb2 import Reason
 from services.inference import call_terms, model_description, tensors, text_tensors
+from services.inference.batch_queue import TensorRequest
 from services.inference.call_terms import CallTerms
 from services.inference.infer_stream import InferStream
 from services.inference.repository import Repository
@@ -35,6 +36,8 @@ EXTENSIONS = (
     "parameters",
     "statistics",
 )
+MESSAGE_LIMIT_BYTES = (1 << 31) - (1 << 16)
+"""What protobuf can hold, less room for names."""
 INLINE_BYTES = 1 << 20
 """Larger answers are put into bytes beside the event loop."""
 
@@ -255,13 +258,11 @@ async def _tensors_answer(
             raise Unimplemented(
                 Reason.REASON_NOT_IMPLEMENTED, f"outputs[{index}]: classification is not served; ask for the tensor"
             )
-    arrays = tensors.read(request)
     with served.lease_tensors() as model:
-        asked = model.request(
-            arrays,
-            [output.name for output in request.outputs],
-            priority=terms.priority,
-            deadline_s=inf if call.deadline_s is None else call.deadline_s,
+        asked = (
+            await asyncio.to_thread(_request, request, model, terms, call)
+            if tensors.is_long(request)
+            else _request(request, model, terms, call)
         )
         outputs = dict(zip(asked.wanted, await model.answer(asked), strict=True))
     answer = text_tensors.empty_answer(request, served.key.version)
@@ -272,7 +273,24 @@ async def _tensors_answer(
     return answer
 
 
+def _request(request: ModelInferRequest, model: TensorModel, terms: CallTerms, call: SubCall) -> TensorRequest:
+    return model.request(
+        tensors.read(request),
+        [output.name for output in request.outputs],
+        priority=terms.priority,
+        deadline_s=inf if call.deadline_s is None else call.deadline_s,
+    )
+
+
 def _add_outputs(answer: ModelInferResponse, outputs: Mapping[str, Array]) -> None:
+    """Puts tensors into an answer. Raises ResourceExhausted for more than a message can hold."""
+    size_bytes = sum(array.nbytes for array in outputs.values())
+    if size_bytes > MESSAGE_LIMIT_BYTES:
+        raise ResourceExhausted(
+            Reason.REASON_LIMIT_EXCEEDED,
+            f"the outputs have {size_bytes} bytes, more than the {MESSAGE_LIMIT_BYTES} that a message can hold; "
+            "ask for some of them, or for fewer rows",
+        )
     for name, array in outputs.items():
         tensors.add_output(answer, name, array)
 

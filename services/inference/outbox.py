@@ -110,7 +110,7 @@ class Courier:
     """Carries the deliveries of one engine to one event loop; `hand` and `depart` are its thread's alone."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+        self._loop = loop
         self._load: list[tuple[Outbox, Delivery]] = []
 
     def hand(self, outbox: Outbox, delivery: Delivery) -> None:
@@ -121,7 +121,7 @@ class Courier:
     def depart(self) -> None:
         """Sends everything handed over since the last departure across, with one wake-up of the loop."""
         if self._load:
-            self.loop.call_soon_threadsafe(_unload, self._load)
+            self._loop.call_soon_threadsafe(_unload, self._load)
             self._load = []
 
 

@@ -97,5 +97,6 @@ _MOST = {
     "chunk_tokens": 1 << 16,
     "messages_per_s": 1_000_000,
     "batch_rows": 1 << 16,
+    "max_message_bytes": (1 << 31) - 1,
     "tensor_model_limit_bytes": 1 << 50,
 }

@@ -177,7 +177,7 @@ def _split(outputs: list[Array], batch: Sequence[TensorRequest], rows: int) -> l
 
 def _settle(outcomes: Sequence[tuple[TensorRequest, Outcome]]) -> None:
     for request, outcome in outcomes:
-        if request.future.done():
+        if request.future is None or request.future.done():
             continue
         if isinstance(outcome, OctavoError):
             request.future.set_exception(outcome)

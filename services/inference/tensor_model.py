@@ -80,7 +80,7 @@ class TensorModel:
     ) -> TensorRequest:
         """A request for the batcher, its tensors held against the graph's; no `wanted` means all outputs.
 
-        Raises InvalidArgument with every tensor that is wrong. To be called on the event loop.
+        Raises InvalidArgument with every tensor that is wrong. May be called from any thread.
         """
         wrong = self._wrong_names(arrays, wanted)
         sizes: dict[str, int] = {}
@@ -95,7 +95,6 @@ class TensorModel:
             wanted=tuple(wanted) or tuple(spec.name for spec in self.session.outputs),
             rows=next(iter(arrays.values())).shape[0] if is_batched else 1,
             is_batched=is_batched,
-            future=asyncio.get_running_loop().create_future(),
             arrival_s=perf_counter(),
             priority=priority,
             deadline_s=deadline_s,
@@ -103,10 +102,12 @@ class TensorModel:
 
     async def answer(self, request: TensorRequest) -> list[Array]:
         """The outputs that a request wants. Raises what became of it instead; leaving takes it out of the queue."""
+        future: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
+        request.future = future
         try:
             self.batcher.submit(request)
             async with asyncio.timeout(None if request.deadline_s == inf else request.deadline_s - perf_counter()):
-                outputs = await request.future
+                outputs = await future
         except TimeoutError:
             self._count("deadline_exceeded", request)
             raise DeadlineExceeded(Reason.REASON_DEADLINE_EXCEEDED, LATE) from None

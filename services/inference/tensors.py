@@ -19,6 +19,7 @@ from services.inference.datatypes import BY_DTYPE, BY_NAME, Datatype
 Array = NDArray[Any]
 InputTensor = ModelInferRequest.InferInputTensor
 
+INLINE_ELEMENTS = 4096
 RANK_LIMIT = 32
 ELEMENT_LIMIT = 1 << 31
 _LENGTH_BYTES = 4
@@ -47,6 +48,13 @@ def read(request: ModelInferRequest) -> dict[str, Array]:
         given = len(request.raw_input_contents)
         raise InvalidArgument.field("raw_input_contents", f"{given} entries, of which {left} belong to no input")
     return arrays
+
+
+def is_long(request: ModelInferRequest) -> bool:
+    """Whether reading takes more than a millisecond or so: many elements that Python has to look at one by one."""
+    is_raw = bool(request.raw_input_contents)
+    slow = (prod(tensor.shape) for tensor in request.inputs if tensor.datatype == "BYTES" or not is_raw)
+    return sum(slow) > INLINE_ELEMENTS
 
 
 def add_output(response: ModelInferResponse, name: str, array: Array) -> None:
@@ -99,7 +107,7 @@ def _from_raw(raw: Iterator[tuple[int, bytes]], datatype: Datatype, shape: tuple
         raise InvalidArgument.field("raw_input_contents", f"has no entry for {field}; send one for each input")
     place = f"raw_input_contents[{index}]"
     if datatype.name == "BYTES":
-        return _objects(_elements(content, place), shape, field)
+        return _objects(_elements(content, prod(shape), place), shape, field)
     expected = prod(shape) * datatype.dtype.itemsize
     if len(content) != expected:
         raise InvalidArgument.field(
@@ -111,9 +119,11 @@ def _from_raw(raw: Iterator[tuple[int, bytes]], datatype: Datatype, shape: tuple
     return np.frombuffer(content, little).reshape(shape)
 
 
-def _elements(content: bytes, place: str) -> list[bytes]:
-    elements, at = [], 0
-    while at < len(content):
+def _elements(content: bytes, count: int, place: str) -> list[bytes]:
+    """The elements: one more than `count` if there are more, so that a lie costs no more than the truth."""
+    elements: list[bytes] = []
+    at = 0
+    while at < len(content) and len(elements) <= count:
         size = int.from_bytes(content[at : at + _LENGTH_BYTES], "little")
         at += _LENGTH_BYTES
         if at + size > len(content):
@@ -144,7 +154,12 @@ def _typed(tensor: InputTensor, datatype: Datatype, shape: tuple[int, ...], fiel
 
 def _objects(elements: list[bytes], shape: tuple[int, ...], field: str) -> Array:
     if len(elements) != prod(shape):
-        raise InvalidArgument.field(field, _count(len(elements), shape))
+        found = (
+            f"{min(len(elements), prod(shape) + 1)} elements or more"
+            if len(elements) > prod(shape)
+            else f"{len(elements)} elements"
+        )
+        raise InvalidArgument.field(field, f"{found}, where its shape {list(shape)} has {prod(shape)}")
     array = np.empty(len(elements), np.object_)
     array[:] = elements
     return array.reshape(shape)

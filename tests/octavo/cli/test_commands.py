@@ -1,6 +1,7 @@
 """Commands against a real suite: what they print, in words and in JSON, and how they exit."""
 
 import json
+import re
 import uuid
 
 import pytest
@@ -137,6 +138,21 @@ def test_a_model_lives_from_training_to_text(octavo, text_file, name, tmp_path):
     events = [json.loads(line) for line in octavo(*generate, "--json")[1].splitlines()]
     assert "".join(event.get("chunk", {}).get("text", "") for event in events) + "\n" == text
     assert events[-1]["done"]["usage"]["completionTokens"] == 20
+
+    assert re.fullmatch("[0-9]{3}: (the|fox)\n", octavo("generate", name, "l", "--regex", "[0-9]{3}: (the|fox)")[1])
+    assert octavo("generate", name, "l", "--choice", "fox", "--choice", "the")[1] in ("fox\n", "the\n")
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.gbnf"
+    schema.write_text('{"type": "integer", "minimum": 10, "maximum": 99}')
+    grammar.write_text('root ::= "fox" | "(" root ")"')
+    assert 10 <= int(octavo("generate", name, "l", "--json-schema", schema)[1]) <= 99
+    assert "fox" in octavo("generate", name, "l", "--grammar", grammar, "--min-p", "0.1")[1]
+    assert octavo("generate", name, "l", "--min-tokens", "5", "--repetition-penalty", "1.2")[0] == 0
+    code, _, err = octavo("generate", name, "l", "--regex", "a", "--choice", "b")
+    assert code != 0
+    assert "give one of" in err
+    code, _, err = octavo("generate", name, "l", "--regex", "(")
+    assert code != 0
+    assert "unclosed group" in err
 
     assert "blocks.0.attention" in octavo("inspect", name)[1]
     assert json.loads(octavo("inspect", name, "--tensors", "--json")[1])["tensors"]

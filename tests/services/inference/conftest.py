@@ -97,17 +97,17 @@ async def load():
     """Loads bundles into running engines, and stops them at the end."""
     loaded = []
 
-    async def loading(directory, version="models/poet/versions/1", **settings):
+    async def loading(directory, version="models/poet/versions/1", precision=Precision.PRECISION_FP32, **settings):
         settings = {"slots": 4, "chunk_tokens": 16, "threads": 1, **settings}
         logger = logging.getLogger("octavo.test")
         loader = Loader(InferenceSettings(port=0, **settings), asyncio.get_running_loop(), logger)
-        model = await asyncio.to_thread(loader.load, directory, Key(version, Precision.PRECISION_FP32))
+        model = await asyncio.to_thread(loader.load, directory, Key(version, precision))
         loaded.append(model)
         return model
 
     yield loading
     for model in loaded:
-        await asyncio.to_thread(model.engine.stop)
+        await asyncio.to_thread(model.stop)
 
 
 class Suite:

@@ -17,7 +17,6 @@ def request(rows=1, width=1, priority=0, arrival_s=0.0, deadline_s=inf):
         wanted=("y",),
         rows=rows,
         is_batched=True,
-        future=None,
         arrival_s=arrival_s,
         priority=priority,
         deadline_s=deadline_s,

@@ -139,6 +139,14 @@ async def test_text_goes_in_and_out(opened, tmp_path):
         model.request({"x": np.array([[b"a", b"\xff", b"b"]], np.object_)}, ())
 
 
+async def test_many_words_are_read_beside_the_loop_and_answered_alike(opened, tmp_path):
+    model = await opened(tensor_graphs.identity(tmp_path, "BYTES", ("batch", "words")))
+    words = np.array([[str(number).encode() for number in range(10_000)]], np.object_)
+    request = await asyncio.to_thread(model.request, {"x": words}, ())
+    (y,) = await model.answer(request)
+    assert y[0, [0, 9999]].tolist() == ["0", "9999"]
+
+
 async def test_a_full_queue_refuses_and_says_when_to_come_back(opened, tmp_path):
     model = await opened(tensor_graphs.identity(tmp_path), delay_us=LONG_US, waiting_limit=2)
     x = floats([1, 2, 3])

@@ -110,6 +110,7 @@ def doubled(request):
         (asked(datatype="BYTES", raw=b"\x05\x00\x00\x00ab"), "goes beyond the end"),
         (asked(datatype="BYTES", raw=b"\x00"), "goes beyond the end"),
         (asked(datatype="BYTES", shape=[2], raw=b"\x00\x00\x00\x00"), "1 elements, where its shape"),
+        (asked(datatype="BYTES", raw=bytes(4 * 9)), r"2 elements or more, where its shape \[1\] has 1"),
     ],
 )
 def test_a_tensor_that_contradicts_itself_is_refused(request_, says):

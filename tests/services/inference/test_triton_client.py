@@ -287,16 +287,44 @@ async def idle(server):
             await asyncio.sleep(0.02)
 
 
-async def test_leaving_a_stream_ends_its_requests_and_frees_their_slots(server, client):
+async def test_leaving_a_stream_frees_its_slots(server):
     stream = Stream(server.address)
-    failed = (await client.get_inference_statistics("poet")).model_stats[0].inference_stats.fail.count
-    for _ in range(60):
+    for _ in range(30):
         stream.client.async_stream_infer("poet", prompt(), parameters={"ignore_eos": True})
     await stream.next()
     await stream.close(cancel=True)
     await idle(server)
-    stats = (await client.get_inference_statistics("poet")).model_stats[0].inference_stats
-    assert stats.fail.count > failed
+
+
+async def test_leaving_a_stream_ends_its_requests_and_unloading_ends_what_would_never_end(open_suite, tmp_path):
+    tensor_graphs.endless(tmp_path / "graph")
+    async with open_suite(tmp_path / "suite") as suite, triton.aio.InferenceServerClient(suite.address) as client:
+        await suite.deploy(await suite.publish(tmp_path / "graph", "endless"), deployment="endless")
+        stream = Stream(suite.address)
+        while not await waiting(suite):  # one runs, and another waits behind it
+            stream.client.async_stream_infer("endless", [tensor("x", np.array([[2]], np.float32), "FP32")])
+            await asyncio.sleep(0.05)
+        await stream.close(cancel=True)
+        async with asyncio.timeout(20):
+            while await waiting(suite):
+                await asyncio.sleep(0.02)
+            stats = (await client.get_inference_statistics("endless")).model_stats[0].inference_stats
+            assert stats.success.count == 0
+            assert stats.fail.count >= 2
+            await client.unload_model("endless")
+
+
+async def waiting(server):
+    models = (await server.inference.ListServedModels(ListServedModelsRequest())).served_models
+    return sum(model.waiting_count for model in models)
+
+
+async def test_a_message_beyond_the_limit_is_refused_and_the_connection_goes_on(client):
+    large = np.zeros((1, (8 << 20) + 1), np.float32)
+    error = await failure(client.infer("doubler", [tensor(name, large, "FP32") for name in "ab"]))
+    assert error.status() == "StatusCode.RESOURCE_EXHAUSTED"
+    assert str(64 << 20) in error.message()
+    assert await client.is_server_live()
 
 
 async def test_a_timeout_in_microseconds_is_honoured_and_frees_the_slot(client, server, stream):

@@ -1,0 +1,99 @@
+"""The models that are measured: random weights from a fixed seed, written as bundles in every precision that we export.
+
+Speed does not depend on what the weights are, only on their shapes.
+"""
+
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from octavo.formats.architecture import Architecture, Family
+from octavo.formats.bundle import write_bundle
+from octavo.formats.tokenizer import Tokenizer
+from services.trainer.onnx_export import export_graph
+from services.trainer.parity import record_conformance
+
+CORPUS_CHARACTERS = 16 << 20
+"""Enough of Python's own library for 50,257 tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A model's dimensions; `prefill` is the length of the prompt whose reading is timed."""
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    vocab_size: int
+    context: int
+    prefill: int
+
+    def architecture(self, family: Family) -> Architecture:
+        """As that family: the MLP as wide as the family makes it, so that parameters are nearly as many."""
+        return Architecture.derive(
+            family,
+            vocab_size=self.vocab_size,
+            context_length=self.context,
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+        )
+
+
+GPT2 = Shape(name="GPT-2 124 M", layers=12, width=768, heads=12, vocab_size=50257, context=1024, prefill=512)
+CHARACTERS = Shape(name="characters 10.7 M", layers=6, width=384, heads=6, vocab_size=65, context=256, prefill=192)
+SHAPES = (GPT2, CHARACTERS)
+
+
+def write_checkpoint(directory: Path, shape: Shape, family: Family = "gpt2") -> Path:
+    """Config, random weights and a tokenizer of just that many tokens, without graphs: what every peer can read."""
+    directory.mkdir(parents=True, exist_ok=True)
+    architecture = shape.architecture(family)
+    random = np.random.default_rng(0)
+    tensors = {
+        name: np.ones(size, np.float32) if _is_gain(name) else random.normal(0, 0.02, size).astype(np.float32)
+        for name, size in architecture.tensors().items()
+    }
+    write_bundle(directory, architecture=architecture, tensors=tensors, tokenizer=_tokenizer(shape.vocab_size))
+    return directory
+
+
+def write_served(directory: Path, shape: Shape) -> list[str]:
+    """A checkpoint with its graphs, and what they answer on this machine as their conformance vectors.
+
+    Answers the precisions that it has.
+    """
+    write_checkpoint(directory, shape)
+    export_graph(directory)
+    record_conformance(directory)
+    return ["fp32"]
+
+
+def prompts(shape: Shape, count: int, length: int, seed: int) -> list[list[int]]:
+    """So many prompts of random tokens; another seed gives others, so that no prefix is ever met again."""
+    found: list[list[int]] = np.random.default_rng(seed).integers(0, shape.vocab_size, (count, length)).tolist()
+    return found
+
+
+def _is_gain(name: str) -> bool:
+    return name.endswith("weight") and ("ln_" in name or "norm" in name)
+
+
+def _tokenizer(vocab_size: int) -> Tokenizer:
+    if vocab_size < 256:
+        return Tokenizer.train_characters("".join(map(chr, range(32, 31 + vocab_size))), has_end=True)
+    return Tokenizer.train_bpe(_python_library(), vocab_size=vocab_size)
+
+
+def _python_library() -> Iterator[str]:
+    """Source texts of the running Python's library, in one order on every run."""
+    characters = 0
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+        if characters < CORPUS_CHARACTERS and "site-packages" not in path.parts:
+            text = path.read_text(errors="replace")
+            characters += len(text)
+            yield text
