@@ -112,7 +112,7 @@ class _Program:
         )
         return deployments, residency
 
-    async def _find(self, reference: str) -> ServedModel:
+    async def _find(self, reference: str, *, takes_turn: bool = True) -> ServedModel:
         if self._deployments is None:
             raise AssertionError("called before the service runs")
-        return await self._deployments.find(reference)
+        return await self._deployments.find(reference, takes_turn=takes_turn)

@@ -68,19 +68,19 @@ class Deployments:
             for work in (self._watch, self._report, self._look_after):
                 group.create_task(self._persist(work))
 
-    async def find(self, reference: str) -> ServedModel:
+    async def find(self, reference: str, *, takes_turn: bool = True) -> ServedModel:
         """Who answers to a name, ready to be leased at once. Asks the registry only where nothing here answers.
 
         Raises as Roster.find; Unavailable where a model that is out of memory does not come back in time.
         """
         while True:
-            served = await self._named(reference)
+            served = await self._named(reference, takes_turn=takes_turn)
             if await self._residency.reach(served):
                 return served
 
-    async def _named(self, reference: str) -> ServedModel:
+    async def _named(self, reference: str, *, takes_turn: bool) -> ServedModel:
         try:
-            return self._roster.find(reference)
+            return self._roster.find(reference, takes_turn=takes_turn)
         except NotFound as error:
             if reference.startswith("deployments/"):
                 raise

@@ -7,7 +7,7 @@ here alone. Models are named by their deployment, or by their model; a version i
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from math import inf
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import octavo
 from octavo.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable, Unimplemented
@@ -15,7 +15,7 @@ from octavo.open_inference import open_inference_pb2, open_inference_pb2_grpc
 from octavo.open_inference.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from octavo.v1 import inference_pb2
 from octavo.v1.errors_pb2 import Reason
-from services.inference import call_terms, model_description, tensors, text_tensors
+from services.inference import call_terms, model_description, parameters, tensors, text_tensors
 from services.inference.batch_queue import TensorRequest
 from services.inference.call_terms import CallTerms
 from services.inference.infer_stream import InferStream
@@ -41,7 +41,11 @@ MESSAGE_LIMIT_BYTES = (1 << 31) - (1 << 16)
 INLINE_BYTES = 1 << 20
 """Larger answers are put into bytes beside the event loop."""
 
-Find = Callable[[str], Awaitable[ServedModel]]
+
+class Find(Protocol):
+    """Says who answers to a name, ready to be asked."""
+
+    def __call__(self, reference: str, *, takes_turn: bool = True) -> Awaitable[ServedModel]: ...
 
 
 class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
@@ -84,28 +88,32 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ModelMetadata(
         self, request: open_inference_pb2.ModelMetadataRequest, context: Context
     ) -> open_inference_pb2.ModelMetadataResponse:
-        served = await self._find_anywhere(self._reference(request.name, request.version))
+        served = await self._find_anywhere(self._reference(request.name, request.version), takes_turn=False)
         siblings = [other for other in self._roster.models.values() if other.key.model == served.key.model]
         return model_description.metadata(request.name, served, siblings)
 
     async def ModelConfig(
         self, request: open_inference_pb2.ModelConfigRequest, context: Context
     ) -> open_inference_pb2.ModelConfigResponse:
-        served = await self._find_anywhere(self._reference(request.name, request.version))
+        served = await self._find_anywhere(self._reference(request.name, request.version), takes_turn=False)
         return open_inference_pb2.ModelConfigResponse(config=model_description.config(request.name, served))
 
     async def ModelStatistics(
         self, request: open_inference_pb2.ModelStatisticsRequest, context: Context
     ) -> open_inference_pb2.ModelStatisticsResponse:
+        chosen = [served for served in self._roster.models.values() if served.loaded]
         if request.name:
-            served = await self._find_anywhere(self._reference(request.name, request.version))
-            stats = [model_description.statistics(request.name, served)]
-        else:
-            stats = [
-                model_description.statistics(served.key.model.removeprefix("models/"), served)
-                for served in self._roster.models.values()
-                if served.loaded
+            self._find(request.name, request.version)  # raises for what nobody serves
+            chosen = [
+                served
+                for served in chosen
+                if request.name in model_description.names(served, self._roster)
+                and request.version in ("", str(served.key.number))
             ]
+        stats = [
+            model_description.statistics(request.name or served.key.model.removeprefix("models/"), served)
+            for served in chosen
+        ]
         return open_inference_pb2.ModelStatisticsResponse(model_stats=stats)
 
     async def RepositoryIndex(
@@ -145,9 +153,10 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             return await _tensors_answer(request, served, terms, call)
         asked = inference_pb2.GenerateRequest(model=reference, priority=terms.priority)
         text_tensors.read(request, asked)
+        parameters.check(asked)
         call.check_time()
         # One answer with the whole text, where Triton refuses a unary call of a model that may answer many times.
-        reply = await self._inference.Generate(asked, cast(Context, call))
+        reply = await self._inference.generate(served, asked, cast(Context, call))
         answer = text_tensors.answer(request, reply.version, [completion.text for completion in reply.completions])
         text_tensors.add_ending(answer, reply.completions[0].finish_reason, reply.usage)
         return answer
@@ -174,8 +183,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                 return
             asked = inference_pb2.StreamGenerateRequest(model=reference, priority=terms.priority)
             text_tensors.read(request, asked)
+            parameters.check(asked)
             call.check_time()
-            async for event in self._inference.StreamGenerate(asked, cast(Context, call)):
+            async for event in self._inference.stream(served, asked, cast(Context, call)):
                 if event.HasField("chunk"):
                     answer = text_tensors.answer(request, served.key.version, [event.chunk.text])
                     answer.parameters["triton_final_response"].bool_param = False
@@ -220,16 +230,19 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         raise Unimplemented(Reason.REASON_NOT_IMPLEMENTED, _NO_LOG_SETTINGS)
 
     def _find(self, name: str, version: str) -> ServedModel:
-        return self._roster.find(self._reference(name, version))
+        return self._roster.find(self._reference(name, version), takes_turn=False)
 
     def _reference(self, name: str, version: str) -> str:
         """Our name for a model of the protocol. Raises InvalidArgument for a version that is no number."""
+        deployment = f"deployments/{name}"
         if version:
             if not version.isdecimal():
                 raise InvalidArgument.field("model_version", f"{version!r} is not a number, such as 3")
-            return f"models/{name}/versions/{version}"
-        is_deployment = f"deployments/{name}" in {*self._roster.routes, *self._roster.pending}
-        return f"deployments/{name}" if is_deployment else f"models/{name}"
+            targets = (*self._roster.routes.get(deployment, ()), *self._roster.pending.get(deployment, ()))
+            behind = (target.key.version for target in targets if str(target.key.number) == version)
+            return next(behind, f"models/{name}/versions/{version}")
+        is_deployment = deployment in {*self._roster.routes, *self._roster.pending}
+        return deployment if is_deployment else f"models/{name}"
 
     def _changeable(self) -> Repository:
         repository = self._repository()

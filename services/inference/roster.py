@@ -46,11 +46,12 @@ class Roster:
         self._preferences = preferences or Preferences("fp32")
         self._turns: dict[str, Turns[Key]] = {}
 
-    def find(self, reference: str) -> ServedModel:
+    def find(self, reference: str, *, takes_turn: bool = True) -> ServedModel:
         """The served model that answers for `reference`: ready, or out of memory until it is asked for.
 
         A deployment's weights choose among its versions. A model means its newest version that can answer, and a
-        version the precision that the server prefers of those it can answer in.
+        version the precision that the server prefers of those it can answer in. Who only asks about a deployment takes
+        no turn: the version with the greatest weight is told, and the shares of the traffic stay exact.
 
         Raises InvalidArgument (no such form of name), NotFound (nothing of this name is wanted here), Unavailable
         (on its way) or FailedPrecondition (refused).
@@ -58,7 +59,7 @@ class Roster:
         if not _REFERENCE.fullmatch(reference):
             raise InvalidArgument.field("model", f"{reference!r} {_FORMS}", reason=Reason.REASON_INVALID_NAME)
         if reference.startswith("deployments/"):
-            return self._behind(reference)
+            return self._behind(reference, takes_turn=takes_turn)
         candidates = list(self._candidates(self.aliases.get(reference, reference)))
         available = [served for served in candidates if served.is_available]
         if available:
@@ -93,7 +94,7 @@ class Roster:
         tables = (*self.routes.values(), *self.pending.values())
         return (target for targets in tables for target in targets if target.key == key)
 
-    def _behind(self, deployment: str) -> ServedModel:
+    def _behind(self, deployment: str, *, takes_turn: bool) -> ServedModel:
         targets = [target for target in self.routes.get(deployment, ()) if self.models[target.key].is_available]
         if not targets:
             wishes = (*self.pending.get(deployment, ()), *self.routes.get(deployment, ()))
@@ -101,6 +102,8 @@ class Roster:
         weights: dict[Key, int] = {}
         for target in targets:  # two aliases may mean the same version: their shares add up
             weights[target.key] = weights.get(target.key, 0) + target.weight
+        if not takes_turn:
+            return self.models[max(weights, key=weights.__getitem__)]
         return self.models[self._turns.setdefault(deployment, Turns()).next(weights)]
 
     def _candidates(self, reference: str) -> Iterable[ServedModel]:

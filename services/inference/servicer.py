@@ -42,7 +42,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> inference_pb2.GenerateResponse:
         parameters.check(request)
-        served = await self._find(request.model)
+        return await self.generate(await self._find(request.model), request, context)
+
+    async def generate(
+        self, served: ServedModel, request: inference_pb2.GenerateRequest, context: Context
+    ) -> inference_pb2.GenerateResponse:
+        """The answer of a served model to a request that is valid by `parameters.check`."""
         with served.lease() as loaded:
             async with _running(loaded, request, context, is_streaming=False) as sequences:
                 found = {index: delivery async for index, delivery in merged([s.outbox for s in sequences])}
@@ -60,7 +65,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.StreamGenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.StreamGenerateResponse]:
         parameters.check(request)
-        served = await self._find(request.model)
+        async for event in self.stream(await self._find(request.model), request, context):
+            yield event
+
+    async def stream(
+        self, served: ServedModel, request: inference_pb2.StreamGenerateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.StreamGenerateResponse]:
+        """The same as it comes."""
         with served.lease() as loaded:
             async with _running(loaded, request, context, is_streaming=True) as sequences:
                 if request.parameters.HasField("prompt_logprobs"):

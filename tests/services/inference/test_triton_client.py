@@ -391,6 +391,39 @@ async def test_loading_leaves_a_split_of_traffic_as_it_is(open_suite, tmp_path):
         assert (now.revision, len(now.targets)) == (made.revision, 2)
 
 
+async def test_a_deployment_of_another_name_is_asked_by_its_own(open_suite, tmp_path):
+    tensor_graphs.identity(tmp_path / "graph")
+    async with open_suite(tmp_path / "suite") as suite, triton.aio.InferenceServerClient(suite.address) as client:
+        await suite.deploy(await suite.publish(tmp_path / "graph", "mirror"), deployment="front")
+        for name, version in (("front", ""), ("front", "1"), ("mirror", ""), ("mirror", "1")):
+            assert await client.is_model_ready(name, version)
+            assert (await client.get_model_metadata(name, version)).name == name
+        index = (await client.get_model_repository_index()).models
+        assert [(model.name, model.version) for model in index] == [("front", "1"), ("mirror", "1")]
+        await client.load_model("front")
+        await client.unload_model("front")
+        assert not await client.is_model_ready("mirror")
+
+
+async def test_a_split_is_exact_for_text_and_tensors_whoever_only_asks_about_the_model(open_suite, bundles, tmp_path):
+    tensor_graphs.identity(tmp_path / "graph")
+    async with open_suite(tmp_path / "suite") as suite, triton.aio.InferenceServerClient(suite.address) as client:
+        for name, directory in (("poet", bundles()), ("mirror", tmp_path / "graph")):
+            versions = [await suite.publish(directory, name) for _ in range(2)]
+            await suite.deploy(*versions, deployment=name)
+        inputs = {"poet": prompt(), "mirror": [tensor("x", np.ones((1, 3), np.float32), "FP32")]}
+        for name, own in inputs.items():
+            answered = []
+            for _ in range(6):
+                assert await client.is_model_ready(name)
+                await client.get_model_config(name)
+                parameters = {"max_tokens": 2} if name == "poet" else None
+                answered.append((await client.infer(name, own, parameters=parameters)).get_response().model_version)
+            assert sorted(answered) == ["1"] * 3 + ["2"] * 3
+            stats = (await client.get_inference_statistics(name)).model_stats
+            assert [entry.inference_stats.success.count for entry in stats] == [3, 3]
+
+
 async def test_the_client_works_as_its_users_run_it(open_suite, bundles, tmp_path):
     tensor_graphs.affine(tmp_path / "doubler")
     async with open_suite(tmp_path / "suite") as suite:
