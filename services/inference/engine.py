@@ -1,7 +1,7 @@
 """The step loop: reads prompts, decodes every running sequence by one token, sends the news. A thread of its own.
 
     receive   new sequences and cancellations, at a step's border only
-    read      a chunk's worth of prompts; the last chunk of a prompt gives its first token
+    read      a chunk's worth of prompts; the end of a prompt gives its first token
     decode    one token for every running sequence, in one run of the graph
     publish   what readers wait for, with one wake-up of the event loop
 
@@ -23,7 +23,7 @@ from octavo.v1.errors_pb2 import Reason
 from services.inference.meter import Meter
 from services.inference.outbox import Courier
 from services.inference.sampler import Sampler
-from services.inference.scheduler import Move, PromptChunk, Scheduler
+from services.inference.scheduler import Move, PromptRun, Scheduler
 from services.inference.scoring import token_scores
 from services.inference.sequence import Sequence
 from services.inference.session import Session
@@ -90,8 +90,8 @@ class Engine:
     def step(self) -> None:
         """One turn of the loop."""
         self._receive()
-        for chunk in self.scheduler.chunks():
-            self._read(chunk)
+        for run in self.scheduler.runs():
+            self._read(run)
         if self.scheduler.running:
             self._decode()
         self._publish()
@@ -124,38 +124,65 @@ class Engine:
             for sequence in [s for s in self.scheduler if s.deadline_s and s.deadline_s <= now_s]:
                 self._end(sequence, DeadlineExceeded(Reason.REASON_DEADLINE_EXCEEDED, _LATE))
 
-    def _read(self, chunk: PromptChunk) -> None:
-        """Reads one chunk of a prompt; after the last one the sequence has its first token and decodes on."""
-        sequence = chunk.sequence
-        if chunk.start == 0:
-            sequence.start_s = perf_counter()
-        try:
-            logits = self._session.prefill(sequence.row, sequence.prompt[chunk.start : chunk.end], chunk.start)
-        except Exception as error:  # the runtime raises its own classes, and this request alone is to blame
-            self._end(sequence, self._defect(error))
-            return
-        sequence.read = chunk.end
-        self.meter.prompt_tokens += chunk.end - chunk.start
-        if chunk.is_last:
-            self._begin(sequence, logits)
+    def _read(self, run: PromptRun) -> None:
+        """Reads prompts, or a piece of one; those that are read have their first token, and decode on."""
+        for copy in run.copies:
+            self._session.cache.copy(copy.source, copy.target, copy.length)
+        now_s = perf_counter()
+        for sequence in run.sequences:
+            if sequence.read == sequence.reused:
+                sequence.start_s = now_s
+                self.meter.cached_tokens += sequence.reused
+        found = self._prompt_logits(run)
+        for sequence, _ in found:
+            end = min(run.end, len(sequence.prompt))
+            self.meter.prompt_tokens += end - sequence.read
+            sequence.read = end
+        if found and run.is_last:
+            self._begin([sequence for sequence, _ in found], np.stack([logits for _, logits in found]))
 
-    def _begin(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
-        if move := self.scheduler.promote(sequence):
-            self._session.cache.copy(move.source, move.target, len(sequence.prompt))
-        benders = sequence.benders(logits.shape[1])
-        self._sampler.place(sequence.row, sequence.sampling, sequence.token_limit, benders)
-        token_id = int(self._sampler.sample(logits, sequence.row)[0])
-        sequence.first_token_s = perf_counter()
-        self._session.place(sequence.row, token_id, len(sequence.prompt))
-        self._append(sequence, token_id, logits[0])
-        if not sequence.is_over and sequence.outbox.is_hungry and (news := sequence.news()):
-            self._courier.hand(sequence.outbox, news)
+    def _prompt_logits(self, run: PromptRun) -> list[tuple[Sequence, NDArray[np.float32]]]:
+        """The logits [vocab] after what was read, for each sequence that did not fail."""
+        if len(run.sequences) > 1:
+            try:
+                together = self._session.prefill_together(run.sequences[0].row, [one.prompt for one in run.sequences])
+                return list(zip(run.sequences, together, strict=True))
+            except Exception as error:  # the runtime raises its own classes
+                self._logger.warning("%d prompts failed together, reading each alone: %s", len(run.sequences), error)
+        found = []
+        for sequence in run.sequences:
+            try:
+                tokens = sequence.prompt[run.start : min(run.end, len(sequence.prompt))]
+                found.append((sequence, self._session.prefill(sequence.row, tokens, run.start)[0]))
+            except Exception as error:  # this request alone is to blame
+                self._end(sequence, self._defect(error))
+        return found
+
+    def _begin(self, sequences: list[Sequence], logits: NDArray[np.float32]) -> None:
+        """Chooses the first token of sequences whose prompts are read, logits [n, vocab], and tells their readers."""
+        for sequence in sequences:
+            if move := self.scheduler.promote(sequence):
+                self._session.cache.copy(move.source, move.target, len(sequence.prompt))
+            benders = sequence.benders(logits.shape[1])
+            self._sampler.place(sequence.row, sequence.sampling, sequence.token_limit, benders)
+        tokens = self._sampler.sample(logits, sequences[0].row).tolist()
+        now_s = perf_counter()
+        for sequence, token_id in zip(sequences, tokens, strict=True):
+            sequence.first_token_s = now_s
+            self._session.place(sequence.row, token_id, len(sequence.prompt))
+        # From the last row on, as in decoding.
+        for sequence, token_id, row in reversed(list(zip(sequences, tokens, logits, strict=True))):
+            self._append(sequence, token_id, row)
+            if not sequence.is_over and sequence.outbox.is_hungry and (news := sequence.news()):
+                self._courier.hand(sequence.outbox, news)
+        # The others of this step are still to decode: a first token does not wait for them.
+        self._courier.depart()
 
     def _decode(self) -> None:
         running = self.scheduler.running
         count = len(running)
         try:
-            logits = self._session.decode(count, max(sequence.length for sequence in running) - 1)
+            logits = self._session.decode(count)
         except Exception as error:
             self._logger.warning("a decode step of %d rows failed, going row by row: %s", count, error)
             logits = self._decode_by_row()
@@ -224,7 +251,7 @@ class Engine:
         self._courier.hand(sequence.outbox, delivery)
 
     def _move(self, move: Move) -> None:
-        self._session.move(move.source, move.target)
+        self._session.move(move.source, move.target, move.keeps)
         self._sampler.move(move.source, move.target)
 
     def _close(self) -> None:

@@ -39,6 +39,13 @@ class KvCache:
         for tensor in self.tensors.values():
             tensor[target, :, :length] = tensor[source, :, :length]
 
+    def move(self, source: int, target: int, length: int, keeps: int) -> None:
+        """The same, and the first `keeps` positions that `target` had before go to row `source`."""
+        for tensor in self.tensors.values():
+            kept = tensor[target, :, :keeps].copy()
+            tensor[target, :, :length] = tensor[source, :, :length]
+            tensor[source, :, :keeps] = kept
+
 
 def _aligned_zeros(shape: tuple[int, ...], element_type: type[np.generic]) -> NDArray[Any]:
     size_bytes = np.dtype(element_type).itemsize * int(np.prod(shape, dtype=np.int64))

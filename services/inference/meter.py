@@ -47,6 +47,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
+        self.cached_tokens = 0
         self.completion_tokens = 0
         self.steps = 0
         self.outcomes: Counter[str] = Counter()

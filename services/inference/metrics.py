@@ -26,6 +26,11 @@ _GAUGES: tuple[tuple[str, str, Callable[[Scheduler], int]], ...] = (
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[Meter], int]], ...] = (
     ("octavo_inference_prompt_tokens", "Tokens of prompts that were read.", lambda m: m.prompt_tokens),
+    (
+        "octavo_inference_cached_tokens",
+        "Tokens of prompts that were in the cache already.",
+        lambda m: m.cached_tokens,
+    ),
     ("octavo_inference_completion_tokens", "Tokens that were generated.", lambda m: m.completion_tokens),
     ("octavo_inference_steps", "Decode steps, of all rows together.", lambda m: m.steps),
 )

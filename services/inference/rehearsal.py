@@ -38,7 +38,7 @@ class Rehearsal:
             log_probabilities.append(log_probability(logits[0], token_id))
             if len(token_ids) < count:
                 self._session.place(0, token_id, length)
-                logits = self._session.decode(1, length)
+                logits = self._session.decode(1)
         return token_ids, log_probabilities
 
     def _read(self, prompt: NDArray[np.int64]) -> NDArray[np.float32]:

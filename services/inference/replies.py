@@ -149,6 +149,7 @@ def _add_work(reply: inference_pb2.ServedModel, served: ServedModel, engine: Eng
     reply.request_count = succeeded + failed
     reply.failed_request_count = failed
     reply.prompt_token_count = meter.prompt_tokens
+    reply.cached_token_count = meter.cached_tokens
     reply.completion_token_count = meter.completion_tokens
     rates = served.pace.per_second(now_s, meter.prompt_tokens, meter.completion_tokens)
     reply.prompt_tokens_per_second, reply.completion_tokens_per_second = rates
@@ -160,6 +161,7 @@ def _usage(sequences: list[Sequence]) -> inference_pb2.Usage:
     """Tokens of the prompt, which all completions share, and of the completions together."""
     return inference_pb2.Usage(
         prompt_tokens=len(sequences[0].prompt),
+        cached_tokens=sequences[0].reused,
         completion_tokens=sum(len(sequence.token_ids) for sequence in sequences),
     )
 

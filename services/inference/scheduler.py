@@ -1,8 +1,8 @@
-"""Decides what runs in the next step: who waits, whose prompt is read, which rows decode. Computes nothing itself.
+"""Decides what runs in the next step: who waits, whose prompts are read, which rows decode. Computes nothing itself.
 
-Rows stay dense: the sequences that decode have the rows 0 to n, and the one whose prompt is being read has a row
-behind them. How a prompt is cut into chunks depends on its length alone, so that a sequence meets the same kernels
-whatever else is running.
+Rows stay dense: the sequences that decode have the rows 0 to n, and those whose prompts are being read have the rows
+behind them. The session gives the same bits however a prompt is cut and whoever is read with it, so that both may
+depend on what else there is to do.
 """
 
 import heapq
@@ -13,43 +13,67 @@ from time import perf_counter
 
 from octavo.errors import ResourceExhausted
 from octavo.v1.errors_pb2 import Reason
+from services.inference.prefixes import LEAST, Prefixes, common_length
 from services.inference.sequence import Sequence
 
 SMOOTHING = 0.1
 """Weight of the newest sequence in the mean time that a slot is held."""
+AGEING_S = 1.0
+"""So many seconds of waiting are worth one step of priority: nobody waits forever for the more important."""
 
 
 @dataclass(frozen=True, slots=True)
-class PromptChunk:
-    """The tokens `start` to `end` of a sequence's prompt."""
+class Copy:
+    """The first `length` positions of row `source` are to be copied over row `target`."""
 
-    sequence: Sequence
-    start: int
-    end: int
-
-    @property
-    def is_last(self) -> bool:
-        return self.end == len(self.sequence.prompt)
+    source: int
+    target: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Row `source` takes the place of row `target`."""
+    """Row `source` takes the place of row `target`, whose first `keeps` positions go the other way."""
 
     source: int
     target: int
+    keeps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRun:
+    """What is read in one run of the graph: a piece of one prompt, or several whole prompts in rows side by side.
+
+    The piece are the tokens `start` to `end`. `copies` come first, in order.
+    """
+
+    sequences: tuple[Sequence, ...]
+    start: int
+    end: int
+    copies: tuple[Copy, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """What the run costs: tokens, those included that fill shorter prompts up."""
+        return len(self.sequences) * (self.end - self.start)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompts have been read with it."""
+        return self.end >= max(len(sequence.prompt) for sequence in self.sequences)
 
 
 class Scheduler:
-    """First come, first served within a priority; a bounded queue; as many sequences at once as there are slots."""
+    """First come, first served, priorities counted as time; a bounded queue; at most as many at once as slots."""
 
     def __init__(self, *, slots: int, waiting_limit: int, chunk_tokens: int) -> None:
         self.slots = slots
         self.waiting_limit = waiting_limit
         self.running: list[Sequence] = []
-        self.reading: Sequence | None = None
+        self.reading: list[Sequence] = []
+        self.prefixes = Prefixes(slots)
         self._chunk_tokens = chunk_tokens
-        self._waiting: list[tuple[int, int, Sequence]] = []
+        self._waiting: list[tuple[float, int, Sequence]] = []
         self._arrivals = count()
         self._mean_hold_s = 1.0
 
@@ -60,23 +84,23 @@ class Scheduler:
     @property
     def running_count(self) -> int:
         """Sequences that hold a slot."""
-        return len(self.running) + (self.reading is not None)
+        return len(self.running) + len(self.reading)
 
     @property
     def has_work(self) -> bool:
         return bool(self.running or self.reading or self._waiting)
 
+    def longest_wait_s(self) -> float | None:
+        """How long the first to come of those that wait has waited, in seconds; None where nobody waits."""
+        # A copy: the engine's thread may change the queue meanwhile.
+        arrivals_s = [sequence.arrival_s for *_, sequence in list(self._waiting)]
+        return perf_counter() - min(arrivals_s) if arrivals_s else None
+
     def __iter__(self) -> Iterator[Sequence]:
         """All sequences, those that hold a slot first."""
         yield from self.running
-        if self.reading:
-            yield self.reading
+        yield from self.reading
         yield from (sequence for *_, sequence in self._waiting)
-
-    def longest_wait_s(self) -> float | None:
-        """How long the sequence that has waited longest has waited, in seconds; None where none waits. Any thread."""
-        arrivals = [sequence.arrival_s for *_, sequence in list(self._waiting)]
-        return perf_counter() - min(arrivals) if arrivals else None
 
     def add(self, sequence: Sequence) -> None:
         """Lets a sequence wait for its turn. Raises ResourceExhausted when too many wait already."""
@@ -87,28 +111,30 @@ class Scheduler:
                 retry_after_s=self._wait_s(),
                 waiting=len(self._waiting),
             )
-        heapq.heappush(self._waiting, (-sequence.priority, next(self._arrivals), sequence))
+        # All grow older alike, so that the order of two never changes and a heap will do.
+        turn_s = sequence.arrival_s - sequence.priority * AGEING_S
+        heapq.heappush(self._waiting, (turn_s, next(self._arrivals), sequence))
 
-    def chunks(self) -> Iterator[PromptChunk]:
-        """What to read of prompts before the next decode step: one chunk's worth of tokens, first prompt first.
+    def runs(self) -> Iterator[PromptRun]:
+        """What to read of prompts before the next decode step: one chunk's worth of tokens.
 
-        Each chunk must have been read, and its sequence promoted or removed if it was the last, before the next.
+        Each run must have been read, and its sequences promoted or removed if it was the last, before the next.
         """
-        tokens = 0
-        while sequence := self._admit():
-            end = min(sequence.read + self._chunk_tokens, len(sequence.prompt))
-            size = end - sequence.read
-            if tokens and tokens + size > self._chunk_tokens:
-                return
-            tokens += size
-            yield PromptChunk(sequence, sequence.read, end)
+        left = self._chunk_tokens
+        while run := self._next_run(left):
+            left -= run.tokens
+            yield run
 
     def promote(self, sequence: Sequence) -> Move | None:
         """Ends the reading of a prompt: the sequence decodes from now on, in the row behind the others."""
-        self.reading = None
+        self.reading.remove(sequence)
         source, sequence.row = sequence.row, len(self.running)
         self.running.append(sequence)
-        return Move(source, sequence.row) if source != sequence.row else None
+        self.prefixes.hold(sequence.row, sequence.prompt)
+        if source == sequence.row:
+            return None
+        self.prefixes.forget(source)
+        return Move(source, sequence.row)
 
     def remove(self, sequence: Sequence, now_s: float) -> Move | None:
         """Takes a sequence out, wherever it is; the last row moves into the gap it leaves, if it leaves one."""
@@ -118,23 +144,84 @@ class Scheduler:
             return None
         self._mean_hold_s += SMOOTHING * (now_s - sequence.start_s - self._mean_hold_s)
         row, sequence.row = sequence.row, -1
-        if sequence is self.reading:
-            self.reading = None
+        if sequence in self.reading:
+            self.reading.remove(sequence)
             return None
         last = self.running.pop()
         if last is sequence:
             return None
         self.running[row] = last
-        move = Move(last.row, row)
-        last.row = row
-        return move
+        source, last.row = last.row, row
+        # While others are being read, the row that becomes free is not the next to be filled: simply leave it.
+        keeps = 0 if self.prefixes.is_held_elsewhere(row) else self.prefixes.length(row)
+        self.prefixes.swap(source, row)
+        if not keeps:
+            self.prefixes.forget(source)
+        return Move(source, row, keeps)
 
-    def _admit(self) -> Sequence | None:
-        """The sequence whose prompt is being read: the next one that waits, if a slot is free."""
-        if self.reading is None and self._waiting and len(self.running) < self.slots:
-            self.reading = heapq.heappop(self._waiting)[2]
-            self.reading.row = len(self.running)
-        return self.reading
+    def _next_run(self, left: int) -> PromptRun | None:
+        """The rest of a long prompt, or those whose turn it is; None where nothing fits what is left of the chunk."""
+        is_first = left == self._chunk_tokens
+        if not self.reading:
+            if not self._waiting or len(self.running) == self.slots:
+                return None
+            cost = min(len(self._waiting[0][2].prompt), self._chunk_tokens)
+            if not is_first and cost > left:
+                return None
+            return self._admit(left)
+        (sequence,) = self.reading
+        start, end = sequence.read, self._end_of_piece(sequence)
+        if not is_first and end - start > left:
+            return None
+        return PromptRun((sequence,), start, end)
+
+    def _admit(self, left: int) -> PromptRun:
+        """Gives slots to the first that waits, and to those behind it whose prompts can be read with its own."""
+        sequence = self._take()
+        copies = self._reuse(sequence)
+        if sequence.read or len(sequence.prompt) > self._chunk_tokens:
+            return PromptRun((sequence,), sequence.read, self._end_of_piece(sequence), copies)
+        while self._waiting and self.running_count < self.slots and self._fits(self._waiting[0][2], left):
+            copies += self._reuse(self._take())
+        return PromptRun(tuple(self.reading), 0, max(len(one.prompt) for one in self.reading), copies)
+
+    def _take(self) -> Sequence:
+        sequence = heapq.heappop(self._waiting)[2]
+        sequence.row = self.running_count
+        self.reading.append(sequence)
+        return sequence
+
+    def _fits(self, sequence: Sequence, left: int) -> bool:
+        """Whether a prompt can be read with those that are about to be.
+
+        Filled up to one length they must fit the chunk, at most half of that filling; and what another of them or a
+        row of the cache begins with is better copied than read.
+        """
+        lengths = [len(one.prompt) for one in (*self.reading, sequence)]
+        area = len(lengths) * max(lengths)
+        if area > left or area > 2 * sum(lengths) or self.prefixes.longest_match(sequence.prompt):
+            return False
+        return all(common_length(one.prompt, sequence.prompt) < LEAST for one in self.reading)
+
+    def _reuse(self, sequence: Sequence) -> tuple[Copy, ...]:
+        """Finds what the cache already has of a prompt, and saves what its row holds of others where there is room."""
+        copies: tuple[Copy, ...] = ()
+        match = self.prefixes.longest_match(sequence.prompt)
+        row = sequence.row
+        if match:
+            sequence.read = sequence.reused = match.length
+        if match is None or match.row != row:
+            oldest = self.prefixes.oldest(row)
+            if oldest != row and self.prefixes.length(row) and not self.prefixes.is_held_elsewhere(row):
+                copies += (Copy(row, oldest, self.prefixes.length(row)),)
+                self.prefixes.copy(row, oldest)
+            if match:
+                copies += (Copy(match.row, row, match.length),)
+        self.prefixes.forget(row)
+        return copies
+
+    def _end_of_piece(self, sequence: Sequence) -> int:
+        return min(sequence.read + self._chunk_tokens, len(sequence.prompt))
 
     def _wait_s(self) -> float:
         """When about half of those that wait will have had their turn."""

@@ -57,6 +57,7 @@ class Sequence:
         self.is_over = False
         self.row = -1
         self.read = 0
+        self.reused = 0
         self.arrival_s = perf_counter()
         self.start_s = self.first_token_s = self.arrival_s
         self._endings = endings

@@ -17,6 +17,15 @@ BINDING_LIMIT = 1024
 """Bindings of prompts that are kept: one for each run of rows that was ever read together."""
 
 
+def padded_width(count: int) -> int:
+    """How many tokens are fed where `count` are meant: an even number.
+
+    The attention kernel works on tiles of an even number of tokens. One that is left over alone would go through a
+    product of a single row, which rounds otherwise (1e-6): its bits would depend on how a text is cut.
+    """
+    return count + count % 2
+
+
 class Session:
     """The engine's way to the graph. Used by one thread at a time.
 
@@ -28,6 +37,7 @@ class Session:
         self.cache = cache
         self.vocab_size = graph.architecture.vocab_size
         self._graph = graph
+        self._last_position = graph.architecture.context_length - 1
         slots = cache.slots
         self.token_ids = np.zeros((slots, 1), np.int64)
         self.positions = np.zeros((slots, 1), np.int64)
@@ -47,26 +57,22 @@ class Session:
 
         The array that comes back is overwritten by the next run.
         """
-        return self._read(row, np.ascontiguousarray(token_ids)[None], np.array([len(token_ids)]), start)
+        return self._read(row, [token_ids], start)
 
     def prefill_together(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Reads whole prompts into the rows from `row` on; the logits [len(prompts), vocab] after each.
 
         Bit for bit what each alone would give: padding lies behind a prompt, where attention never looks.
         """
-        counts = np.array([len(prompt) for prompt in prompts])
-        token_ids = np.zeros((len(prompts), counts.max()), np.int64)
-        for line, prompt in zip(token_ids, prompts, strict=True):
-            line[: len(prompt)] = prompt
-        return self._read(row, token_ids, counts, 0)
+        return self._read(row, prompts, 0)
 
-    def decode(self, count: int, longest: int) -> NDArray[np.float32]:
-        """Reads one token in each of the rows 0 to `count`; their logits [count, vocab].
+    def decode(self, count: int) -> NDArray[np.float32]:
+        """Reads one token in each of the rows 0 to `count`, none of them empty; their logits [count, vocab].
 
-        `longest` is the greatest of their `lengths`, at least 1. The array is overwritten by the next run.
+        The array is overwritten by the next run.
         """
         binding = self._decode_bindings[count] or self._bind_decode(count)
-        self._total[...] = longest + 1
+        self._total[...] = self.lengths[:count].max() + 1
         self._graph.run(binding)
         return self._logits[:count]
 
@@ -89,22 +95,25 @@ class Session:
         self.positions[row, 0] = length
         self.lengths[row] = length
 
-    def move(self, source: int, target: int) -> None:
-        """Makes row `target` what row `source` is."""
+    def move(self, source: int, target: int, keeps: int = 0) -> None:
+        """Makes row `target` what row `source` is, and lets `source` have the first `keeps` positions of `target`."""
         length = int(self.lengths[source])
-        self.cache.copy(source, target, length)
+        self.cache.move(source, target, length, keeps)
         self.place(target, int(self.token_ids[source, 0]), length)
 
-    def _read(
-        self, row: int, token_ids: NDArray[np.int64], counts: NDArray[np.int64], start: int
-    ) -> NDArray[np.float32]:
-        rows, width = token_ids.shape
+    def _read(self, row: int, pieces: Sequence[NDArray[np.int64]], start: int) -> NDArray[np.float32]:
+        rows, counts = len(pieces), np.array([len(piece) for piece in pieces])
+        width = padded_width(int(counts.max()))
+        token_ids = np.zeros((rows, width), np.int64)
+        for line, piece in zip(token_ids, pieces, strict=True):
+            line[: len(piece)] = piece
         binding = self._prompt_binding(slice(row, row + rows))
         bind(binding, "input_ids", token_ids)
-        positions = np.broadcast_to(np.arange(start, start + width, dtype=np.int64), (rows, width)).copy()
+        positions = np.tile(np.minimum(np.arange(start, start + width), self._last_position), (rows, 1))
         if self._graph.has_positions:
             bind(binding, "position_ids", positions)
-        self._prompt_lengths[:rows] = start + counts - 1
+        # With a past, padding counts as text: what it leaves in the cache is overwritten by what comes next.
+        self._prompt_lengths[:rows] = start + width - 1 if start else counts - 1
         self._prompt_answered[:rows, 1] = counts - 1
         # The kernel takes a run for first prompts exactly when this equals its width, that is at start 0.
         self._total[...] = start + width

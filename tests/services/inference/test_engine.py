@@ -161,25 +161,25 @@ async def test_a_run_that_fails_ends_its_request_alone(bundles, load, monkeypatc
     model = await load(bundles(), slots=4)
     session = model.engine._session
     alone = await ended(submit(model, [7, 7], Sampling(seed=1), max_tokens=50, ignore_eos=True))
-    prefill, decode, decode_row = session.prefill, session.decode, session.decode_row
+    read, decode, decode_row = session._read, session.decode, session.decode_row
     poisoned = []
 
-    def failing_prefill(row, token_ids, start):
-        if token_ids[0] == 13:
+    def failing_read(row, pieces, start):
+        if any(piece[0] == 13 for piece in pieces):
             raise RuntimeError("no")
-        return prefill(row, token_ids, start)
+        return read(row, pieces, start)
 
-    def failing_decode(count, longest):
+    def failing_decode(count):
         if poisoned:
             raise RuntimeError("the batch fails")
-        return decode(count, longest)
+        return decode(count)
 
     def failing_row(row):
         if model.engine.scheduler.running[row] in poisoned:
             raise RuntimeError("this row fails")
         return decode_row(row)
 
-    monkeypatch.setattr(session, "prefill", failing_prefill)
+    monkeypatch.setattr(session, "_read", failing_read)
     monkeypatch.setattr(session, "decode", failing_decode)
     monkeypatch.setattr(session, "decode_row", failing_row)
     bad_prompt = submit(model, [13], Sampling(seed=2), max_tokens=5)

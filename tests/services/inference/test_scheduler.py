@@ -1,34 +1,42 @@
 from time import perf_counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import ResourceExhausted
-from services.inference.scheduler import Scheduler
+from services.inference.prefixes import LEAST
+from services.inference.scheduler import AGEING_S, Scheduler
 
-SLOTS, LIMIT, CHUNK = 3, 5, 8
+SLOTS, LIMIT, CHUNK = 4, 6, 48
 
 
 class Stub:
     """What the scheduler knows of a sequence."""
 
-    def __init__(self, number, length, priority=0):
+    def __init__(self, number, prompt, priority=0):
         self.number = number
-        self.prompt = range(length)
+        self.prompt = np.array(prompt, np.int64)
         self.priority = priority
         self.row = -1
-        self.read = 0
+        self.read = self.reused = 0
         self.start_s = 0.0
+        self.arrival_s = perf_counter()
+
+
+def distinct(number, length, priority=0):
+    """A prompt that has nothing in common with those of other numbers."""
+    return Stub(number, [number] * length, priority)
 
 
 class Rows:
-    """The rows of a cache as the scheduler's moves change them, and everything that must always hold."""
+    """The rows of a cache as the scheduler's runs, copies and moves change them, and what must always hold."""
 
-    def __init__(self):
-        self.scheduler = Scheduler(slots=SLOTS, waiting_limit=LIMIT, chunk_tokens=CHUNK)
-        self.content = [None] * SLOTS
-        self.chunks = {}
+    def __init__(self, slots=SLOTS):
+        self.scheduler = Scheduler(slots=slots, waiting_limit=LIMIT, chunk_tokens=CHUNK)
+        self.cache = np.full((slots, 64), -1, np.int64)
+        self.runs = []
         self.starts = []
 
     def add(self, sequence):
@@ -41,46 +49,69 @@ class Rows:
         return not is_full
 
     def read(self):
-        tokens = 0
-        for chunk in self.scheduler.chunks():
-            if chunk.start == 0:
-                self.starts.append(chunk.sequence)
-            self.chunks.setdefault(chunk.sequence.number, []).append((chunk.start, chunk.end))
-            assert tokens == 0 or tokens + chunk.end - chunk.start <= CHUNK
-            tokens += chunk.end - chunk.start
-            assert chunk.sequence.row >= len(self.scheduler.running)
-            self.content[chunk.sequence.row] = chunk.sequence
-            chunk.sequence.read = chunk.end
-            if chunk.is_last:
-                self.apply(self.scheduler.promote(chunk.sequence))
+        left = CHUNK
+        for run in self.scheduler.runs():
+            assert run.tokens <= left
+            left -= run.tokens
+            self.runs.append(run)
+            for copy in run.copies:
+                self.cache[copy.target, : copy.length] = self.cache[copy.source, : copy.length]
+            rows = [sequence.row for sequence in run.sequences]
+            assert rows == list(range(rows[0], rows[0] + len(rows)))
+            assert rows[0] >= len(self.scheduler.running)
+            for sequence in run.sequences:
+                self.read_piece(sequence, run)
+            if run.is_last:
+                for sequence in run.sequences:
+                    self.starts.append(sequence)
+                    if move := self.scheduler.promote(sequence):
+                        self.cache[move.target] = self.cache[move.source]
             self.check()
 
+    def read_piece(self, sequence, run):
+        assert sequence.read == run.start
+        end = min(run.end, len(sequence.prompt))
+        self.cache[sequence.row, run.start : run.end] = -1  # what fills a shorter prompt up
+        self.cache[sequence.row, run.start : end] = sequence.prompt[run.start : end]
+        sequence.read = end
+
     def remove(self, sequence):
-        self.apply(self.scheduler.remove(sequence, 1.0))
+        if move := self.scheduler.remove(sequence, 1.0):
+            kept = self.cache[move.target, : move.keeps].copy()
+            self.cache[move.target] = self.cache[move.source]
+            self.cache[move.source] = -1
+            self.cache[move.source, : move.keeps] = kept
         self.check()
 
-    def apply(self, move):
-        if move:
-            self.content[move.target] = self.content[move.source]
-
     def check(self):
-        running, reading = self.scheduler.running, self.scheduler.reading
+        running = self.scheduler.running
         assert [sequence.row for sequence in running] == list(range(len(running)))
-        assert [self.content[sequence.row] for sequence in running] == running
-        assert self.scheduler.running_count <= SLOTS
-        if reading:
-            assert len(running) <= reading.row < SLOTS
-            assert reading.read == 0 or self.content[reading.row] is reading
+        assert self.scheduler.running_count <= len(self.cache)
+        for sequence in running:
+            assert self.cache[sequence.row, : len(sequence.prompt)].tolist() == sequence.prompt.tolist()
+        for sequence in self.scheduler.reading:
+            assert self.cache[sequence.row, : sequence.read].tolist() == sequence.prompt[: sequence.read].tolist()
+
+    def finish(self):
+        while self.scheduler.has_work:
+            self.read()
+            for sequence in list(self.scheduler.running):
+                self.remove(sequence)
 
 
-@settings(max_examples=200)
+PROMPTS = st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(0, 2), st.integers(1, 60)).map(
+    lambda parts: ([parts[0]] * parts[1] + [parts[2]] * parts[3])[:60]
+)
+
+
+@settings(max_examples=100)
 @given(st.data())
-def test_rows_stay_dense_and_hold_what_they_should_under_any_schedule(data):
+def test_each_row_begins_with_its_prompt_under_any_schedule(data):
     rows, alive = Rows(), []
     for number in range(40):
         match data.draw(st.sampled_from(["add", "add", "read", "remove"])):
             case "add":
-                sequence = Stub(number, data.draw(st.integers(1, 30)), data.draw(st.integers(-1, 1)))
+                sequence = Stub(number, data.draw(PROMPTS), data.draw(st.integers(-1, 1)))
                 if rows.add(sequence):
                     alive.append(sequence)
             case "read":
@@ -94,48 +125,94 @@ def test_rows_stay_dense_and_hold_what_they_should_under_any_schedule(data):
     assert not rows.scheduler.has_work
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 5))
-def test_a_prompt_is_cut_by_its_length_alone(lengths, steps_between):
+def test_what_a_running_row_begins_with_is_copied_and_not_read():
     rows = Rows()
-    sequences = [Stub(number, length) for number, length in enumerate(lengths)]
-    for sequence in sequences:
-        rows.add(sequence)
-        for _ in range(steps_between):
-            rows.read()
-    while rows.scheduler.has_work:
-        rows.read()
-        for sequence in list(rows.scheduler.running):
-            rows.remove(sequence)
-    for sequence in sequences:
-        length = len(sequence.prompt)
-        expected = [(start, min(start + CHUNK, length)) for start in range(0, length, CHUNK)]
-        assert rows.chunks[sequence.number] == expected
+    rows.add(Stub(0, range(40)))
+    rows.add(Stub(1, [*range(30), 99, 98]))
+    rows.read()
+    assert [(run.start, run.end) for run in rows.runs] == [(0, 40)]
+    rows.read()
+    assert [(run.start, run.end) for run in rows.runs] == [(0, 40), (30, 32)]
+    assert rows.runs[1].sequences[0].reused == 30
+
+
+def test_what_a_finished_row_held_is_found_again_after_others_had_its_place():
+    rows = Rows()
+    for number in (1, 2, 3):
+        rows.add(distinct(number, 20))
+        rows.finish()
+    rows.add(again := distinct(1, 25))
+    rows.finish()
+    assert again.reused == 20
+
+
+def test_one_token_of_a_prompt_is_always_read():
+    rows = Rows()
+    rows.add(Stub(0, range(30)))
+    rows.finish()
+    rows.add(again := Stub(1, range(30)))
+    rows.finish()
+    assert again.reused == 29
+
+
+def test_few_common_tokens_are_read_again():
+    rows = Rows()
+    rows.add(Stub(0, range(40)))
+    rows.finish()
+    rows.add(other := Stub(1, [*range(LEAST - 1), *[99] * 20]))
+    rows.finish()
+    assert other.reused == 0
+
+
+def test_prompts_that_begin_alike_are_read_one_after_another_so_that_the_rest_can_be_copied():
+    rows = Rows()
+    for number in range(3):
+        rows.add(Stub(number, [*range(20), number, number]))
+    rows.read()
+    assert [[one.number for one in run.sequences] for run in rows.runs] == [[0], [1], [2]]
+    assert [run.start for run in rows.runs] == [0, 20, 20]
 
 
 def test_first_come_first_served_within_a_priority():
-    rows = Rows()
+    rows = Rows(slots=1)
     for number, priority in enumerate((0, 1, 0, 1, -1)):
-        rows.add(Stub(number, CHUNK, priority))
-    while rows.scheduler.has_work:
-        rows.read()
-        for sequence in list(rows.scheduler.running):
-            rows.remove(sequence)
+        rows.add(distinct(number, 20, priority))
+    rows.finish()
     assert [sequence.number for sequence in rows.starts] == [1, 3, 0, 2, 4]
+
+
+def test_waiting_makes_up_for_priority():
+    rows = Rows(slots=1)
+    rows.add(important := distinct(0, 20, priority=5))
+    rows.add(patient := distinct(1, 20))
+    rows.scheduler.remove(patient, 1.0)
+    patient.arrival_s = important.arrival_s - 6 * AGEING_S
+    rows.add(patient)
+    rows.finish()
+    assert [sequence.number for sequence in rows.starts] == [1, 0]
 
 
 def test_short_prompts_are_read_together_up_to_one_chunk():
     rows = Rows()
-    for number in range(3):
-        rows.add(Stub(number, 4))
+    for number in range(4):
+        rows.add(distinct(number, 15))
     rows.read()
-    assert [sequence.number for sequence in rows.scheduler.running] == [0, 1]
+    assert [[one.number for one in run.sequences] for run in rows.runs] == [[0, 1, 2]]
+
+
+def test_a_short_prompt_is_not_filled_up_to_a_much_longer_one():
+    rows = Rows()
+    for number, length in enumerate((20, 1, 1)):
+        rows.add(distinct(number, length))
+    rows.read()
+    assert [[one.number for one in run.sequences] for run in rows.runs] == [[0, 1], [2]]
 
 
 def test_a_full_queue_says_when_to_come_back_by_how_long_slots_are_held():
     scheduler = Scheduler(slots=1, waiting_limit=1, chunk_tokens=CHUNK)
-    scheduler.add(Stub(0, 1))
+    scheduler.add(Stub(0, [1]))
     with pytest.raises(ResourceExhausted) as caught:
-        scheduler.add(Stub(1, 1))
+        scheduler.add(Stub(1, [1]))
     assert 0.05 <= caught.value.retry_after_s <= 60
 
 
@@ -143,9 +220,9 @@ def test_the_longest_wait_is_that_of_the_first_to_come_of_those_that_wait():
     scheduler = Scheduler(slots=1, waiting_limit=9, chunk_tokens=8)
     assert scheduler.longest_wait_s() is None
     for number, waited_s in enumerate((300, 100, 200)):
-        sequence = Stub(number, 4, 0)
+        sequence = Stub(number, [number] * 4)
         sequence.arrival_s = perf_counter() - waited_s
         scheduler.add(sequence)
     assert 300 <= scheduler.longest_wait_s() < 400
-    next(scheduler.chunks())  # the first has its turn
+    next(scheduler.runs())  # the first has its turn
     assert 200 <= scheduler.longest_wait_s() < 300
