@@ -13,10 +13,19 @@ from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from octavo.errors import Cancelled, DeadlineExceeded, Internal, OctavoError, Unavailable, Unimplemented
+from octavo.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    OctavoError,
+    Unavailable,
+    Unimplemented,
+)
 from octavo.serving.auth import PUBLIC_PREFIXES, Keyring
 from octavo.serving.telemetry import Telemetry
 from octavo.v1 import errors_pb2
@@ -61,17 +70,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             task.cancel()
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
-        kwargs = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
+        read, write = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **kwargs)
-        if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.stream_unary), **kwargs)
+            unary = self._unary(method, _reading(handler.unary_unary, read))
+            return grpc.unary_unary_rpc_method_handler(unary, None, write)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), **kwargs)
-        return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.stream_stream), **kwargs)
+            stream = self._stream(method, _reading(handler.unary_stream, read))
+            return grpc.unary_stream_rpc_method_handler(stream, None, write)
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.stream_unary), read, write)
+        return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.stream_stream), read, write)
 
     def _unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         # Uploads last as long as they last; only what answers one request with one reply has a default deadline.
@@ -151,6 +159,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             f"a defect of this server; its log has the details under request id {request_id}",
             request_id=request_id,
         )
+
+
+def _reading(behaviour: Callable[..., Any], read: Callable[[bytes], Any] | None) -> Callable[..., Any]:
+    """Takes a request as bytes: one that cannot be read is then refused like all bad input, not logged as a defect."""
+
+    def call(request: bytes, context: Context) -> Any:
+        try:
+            message = read(request) if read else request
+        except DecodeError as error:
+            raise InvalidArgument(
+                errors_pb2.REASON_INVALID_BODY, f"the request cannot be read: {error}; texts are UTF-8"
+            ) from None
+        return behaviour(message, context)
+
+    return call
 
 
 class Observation:

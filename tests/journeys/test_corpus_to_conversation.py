@@ -185,6 +185,15 @@ def test_bad_input_gets_a_clear_answer_on_both_roads(suites, corpus, tmp_path):
         assert generate(prompt="a", parameters={"topP": 7})[2] == ["parameters.top_p"]
         assert generate(prompt="a", parameters={"maxTokens": -5})[2] == ["parameters.max_tokens"]
         assert generate(prompt="a", parameters={"temprature": 1})[:2] == (400, "UNKNOWN_FIELD")
+        assert generate(prompt="a", parameters={"minTokens": 9, "maxTokens": 8})[2] == ["parameters.min_tokens"]
+        form = "parameters.structured_output"
+        impossible = json.dumps({"type": "integer", "minimum": 2, "maximum": 1})
+        assert generate(prompt="a", parameters={"structuredOutput": {"regex": "("}})[2] == [f"{form}.regex"]
+        assert generate(prompt="a", parameters={"structuredOutput": {"jsonSchema": impossible}}) == (
+            400,
+            "INVALID_FIELD",
+            [f"{form}.json_schema"],
+        )
         assert problem(http.post("/deployments/nobody:generate", json={"prompt": "a"}))[0] == 404
         assert http.get("/models").json()["totalSize"] == 1
         assert http.get("/datasets").json()["totalSize"] == 1

@@ -37,8 +37,8 @@ SYMBOLS = "".join(map(chr, range(32, 96))) + "\n"
 CONTEXT = 96
 
 
-def write_random_bundle(directory, family, seed=0):
-    tokenizer = Tokenizer.train_characters(SYMBOLS, has_end=True)
+def write_random_bundle(directory, family, seed=0, tokenizer=None):
+    tokenizer = tokenizer or Tokenizer.train_characters(SYMBOLS, has_end=True)
     kv_heads = None if family == "gpt2" else 1
     architecture = Architecture.derive(
         family, vocab_size=tokenizer.vocab_size, context_length=CONTEXT, width=32, layers=2, heads=2, kv_heads=kv_heads
@@ -73,10 +73,11 @@ def bundles(tmp_path_factory):
     root = tmp_path_factory.mktemp("bundles")
     made = {}
 
-    def bundle(family="gpt2", seed=0):
-        if (family, seed) not in made:
-            made[family, seed] = write_random_bundle(root / f"{family}-{seed}", family, seed)
-        return made[family, seed]
+    def bundle(family="gpt2", seed=0, tokenizer=None):
+        key = (family, seed, tokenizer)
+        if key not in made:
+            made[key] = write_random_bundle(root / str(len(made)), family, seed, tokenizer)
+        return made[key]
 
     return bundle
 

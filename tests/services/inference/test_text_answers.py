@@ -148,6 +148,27 @@ async def test_wrong_texts_are_named(poet, inputs, field, says):
     assert says in caught.value.violations[field]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "field", "says"),
+    [
+        ([], "inputs", "send 1 to 256"),
+        ([ScoreInput(context=text("A"))], "inputs[0].continuation", "empty"),
+        ([ScoreInput(continuation=text(""))], "inputs[0].continuation", "empty"),
+        ([ScoreInput(context=text("ä"), continuation=text("A"))], "inputs[0].context.text", "'ä' at 0"),
+        (
+            [ScoreInput(continuation=tokens(1)), ScoreInput(continuation=tokens(1, 66))],
+            "inputs[1].continuation.tokens.token_ids[1]",
+            "ids go from 0 to 65",
+        ),
+        ([ScoreInput(context=text("A" * 90), continuation=text("B" * 7))], "inputs[0]", "97 tokens do not fit"),
+    ],
+)
+async def test_wrong_texts_to_score_are_named(poet, inputs, field, says):
+    with pytest.raises(InvalidArgument) as caught:
+        await scored(poet, *inputs)
+    assert says in caught.value.violations[field]
+
+
 @pytest.mark.parametrize("fields", [{"dimensions": 0}, {"dimensions": 33}])
 async def test_impossible_dimensions_are_refused(poet, fields):
     with pytest.raises(InvalidArgument, match="between 1 and the model's 32"):
