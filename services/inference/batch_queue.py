@@ -51,6 +51,11 @@ class TensorRequest:
     likeness: tuple[object, ...] = field(init=False)
     """Equal for requests that can share a run: the same outputs, the same shapes but for the rows."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for its outputs: answered, refused, or left."""
+        return self.future is None or self.future.done()
+
     def __post_init__(self) -> None:
         """Derives what the queue sorts and compares by."""
         self.order = (-self.priority, next(_ARRIVALS))

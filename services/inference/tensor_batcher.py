@@ -18,7 +18,7 @@ from octavo.v1.errors_pb2 import Reason
 from services.inference.batch_policy import BatchPolicy
 from services.inference.batch_queue import BatchQueue, Spent, TensorRequest
 from services.inference.tensor_meter import TensorMeter
-from services.inference.tensor_session import TensorSession
+from services.inference.tensor_session import Run, TensorSession
 from services.inference.tensors import Array
 
 Outcome = list[Array] | OctavoError
@@ -44,6 +44,8 @@ class TensorBatcher:
         self._logger = logger
         self._gate = threading.Condition()
         self._is_closed = False
+        self._batch: list[TensorRequest] = []
+        self._current = Run()
         self._thread = threading.Thread(target=self._run, name=f"batcher-{name}", daemon=True)
 
     @property
@@ -69,21 +71,22 @@ class TensorBatcher:
             self._gate.notify()
 
     def cancel(self, request: TensorRequest) -> None:
-        """Takes a request out of the queue; one that runs already runs on, for nobody."""
+        """Lets go of a request whose caller is gone: it waits no longer, and a run that all have left is ended."""
         with self._gate:
             self._queue.remove(request)
+            if request in self._batch and all(member.is_over for member in self._batch):
+                self._current.interrupt()
 
     def stop(self) -> None:
         """Ends what waits or runs with UNAVAILABLE, and waits for the thread."""
         with self._gate:
             self._is_closed = True
             self._gate.notify()
-        self._session.interrupt()
+            self._current.interrupt()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
-        batch: list[TensorRequest] = []
         try:
             while batch := self._next():
                 self._answer(batch)
@@ -91,17 +94,18 @@ class TensorBatcher:
             self._logger.exception("the batcher has failed")
         with self._gate:  # nobody may wait forever for a thread that is gone
             self._is_closed = True
-            left = [*batch, *self._queue]
+            left = [*self._batch, *self._queue]
         error = Unavailable(Reason.REASON_SHUTTING_DOWN, _CLOSED, retry_after_s=1.0)
         self._deliver([(request, error) for request in left])
 
     def _next(self) -> list[TensorRequest]:
         """Waits for what is to run; nothing at the end."""
         with self._gate:
+            self._batch, self._current = [], Run()
             while not self._is_closed:
-                batch, wait_s = self._queue.take(perf_counter())
-                if batch:
-                    return batch
+                self._batch, wait_s = self._queue.take(perf_counter())
+                if self._batch:
+                    return self._batch
                 self._gate.wait(min(wait_s, threading.TIMEOUT_MAX))
             return []
 
@@ -123,13 +127,15 @@ class TensorBatcher:
 
     def _failed(self, batch: list[TensorRequest], error: Exception) -> list[tuple[TensorRequest, Outcome]]:
         """What becomes of a batch whose run failed: each request goes by itself, so that one harms no other."""
-        if self._is_closed:
-            return [(request, Unavailable(Reason.REASON_SHUTTING_DOWN, _CLOSED)) for request in batch]
+        if all(request.is_over for request in batch):
+            return []
         if len(batch) == 1:
             return [(batch[0], self._defect(error))]
         self._logger.warning("a run of %d requests failed, going one by one: %s", len(batch), error)
         outcomes: list[tuple[TensorRequest, Outcome]] = []
         for request in batch:
+            if request.is_over:
+                continue
             try:
                 outcomes.append((request, self._execute([request])[0]))
             except Exception as own:
@@ -144,7 +150,7 @@ class TensorBatcher:
         if len(batch) > 1:
             feeds = {name: np.concatenate([request.arrays[name] for request in batch]) for name in first.arrays}
         ready_s = perf_counter()
-        outputs = self._session.run(feeds, first.wanted)
+        outputs = self._session.run(feeds, first.wanted, self._current)
         done_s = perf_counter()
         rows = sum(request.rows for request in batch)
         parts = _split(outputs, batch, rows) if len(batch) > 1 else [outputs]
@@ -159,7 +165,9 @@ class TensorBatcher:
             self._loop.call_soon_threadsafe(_settle, outcomes)
 
     def _defect(self, error: Exception) -> OctavoError:
-        """Why the runtime could not run a request: its values, where the runtime says so, else the graph."""
+        """Why a request could not be run: the end of it all, its values, where the runtime says so, else the graph."""
+        if self._is_closed:
+            return Unavailable(Reason.REASON_SHUTTING_DOWN, _CLOSED, retry_after_s=1.0)
         if type(error).__name__ == "InvalidArgument":
             return InvalidArgument.field("inputs", f"the model cannot take these values: {error}")
         self._logger.error("a run of the graph failed", exc_info=error)

@@ -9,7 +9,7 @@ from threading import Timer
 import numpy as np
 
 from services.inference.datatypes import Datatype
-from services.inference.tensor_session import TensorSession, TensorSpec, refused
+from services.inference.tensor_session import Run, TensorSession, TensorSpec, refused
 from services.inference.tensors import Array
 
 ELEMENT_LIMIT = 1 << 24
@@ -32,11 +32,14 @@ def mixes_rows(session: TensorSession) -> bool | None:
         return None
     rows = {spec.name: _made_up(spec, random) for spec in session.inputs}
     wanted = [spec.name for spec in session.outputs]
-    timer = Timer(LIMIT_S, session.interrupt)
+    run = Run()
+    timer = Timer(LIMIT_S, run.interrupt)
     timer.start()
     try:
-        together = session.run(rows, wanted)
-        alone = [session.run({name: array[row : row + 1] for name, array in rows.items()}, wanted) for row in (0, 1)]
+        together = session.run(rows, wanted, run)
+        alone = [
+            session.run({name: array[row : row + 1] for name, array in rows.items()}, wanted, run) for row in (0, 1)
+        ]
     except Exception:  # values that the graph does not take: nothing is known of it
         if not timer.is_alive():
             raise refused(f"two rows take longer than {LIMIT_S:g} s") from None

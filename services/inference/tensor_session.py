@@ -1,6 +1,6 @@
 """One ONNX graph of tensors in ONNX Runtime: what it takes and gives, and running it.
 
-Knows arrays; nothing of requests, batches or names of models. Used by one thread at a time, but for `interrupt`.
+Knows arrays; nothing of requests, batches or names of models. Used by one thread at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,6 +37,17 @@ class TensorSpec:
         return [size if isinstance(size, int) else -1 for size in self.dimensions]
 
 
+class Run:
+    """One or more runs of a graph that can be ended before they are over, from any thread."""
+
+    def __init__(self) -> None:
+        self.options = ort.RunOptions()
+
+    def interrupt(self) -> None:
+        """Ends the run under way, and all later ones, at the next node of the graph."""
+        self.options.terminate = True
+
+
 class TensorSession:
     """A graph, loaded. Raises FailedPrecondition for one that cannot be."""
 
@@ -56,26 +67,21 @@ class TensorSession:
             self._is_brain[spec.name] for spec in self.outputs
         ):
             raise refused("it takes BYTES and gives BF16, which ONNX Runtime's Python binding cannot do in one run")
-        self._options = ort.RunOptions()
 
-    def run(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
+    def run(self, feeds: Mapping[str, Array], wanted: Sequence[str], run: Run) -> list[Array]:
         """The wanted outputs in their order. Text is objects of `str`. Raises what the runtime raises."""
         given = {name: _brain(array) if self._is_brain[name] else array for name, array in feeds.items()}
         if not any(self._is_brain[name] for name in wanted):
-            return list(self._session.run(list(wanted), given, self._options))
+            return list(self._session.run(list(wanted), given, run.options))
         values = {
             name: value if self._is_brain[name] else ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
             for name, value in given.items()
         }
-        outputs = self._session.run_with_ort_values(list(wanted), values, self._options)
+        outputs = self._session.run_with_ort_values(list(wanted), values, run.options)
         return [
             _unbrained(value) if self._is_brain[name] else value.numpy()
             for name, value in zip(wanted, outputs, strict=True)
         ]
-
-    def interrupt(self) -> None:
-        """Ends the run under way, and all later ones, at the next node of the graph. From any thread."""
-        self._options.terminate = True
 
 
 def refused(why: str) -> FailedPrecondition:

@@ -172,6 +172,37 @@ async def test_a_deadline_ends_the_wait_and_leaves_the_queue_empty(opened, tmp_p
     assert model.meter.outcomes == {"deadline_exceeded": 2}
 
 
+async def test_a_run_that_everybody_has_left_is_ended_and_the_next_one_answered(opened, tmp_path):
+    model = await opened(tensor_graphs.endless(tmp_path))
+    with pytest.raises(DeadlineExceeded):
+        await ask(model, x=floats([2]), deadline_s=perf_counter() + 0.05)
+    async with asyncio.timeout(10):
+        (y,) = await ask(model, x=floats([0]))
+    assert y.tolist() == [[0]]
+
+
+async def test_of_a_thousand_requests_a_third_leaves_and_every_other_gets_its_own(opened, tmp_path):
+    model = await opened(tensor_graphs.affine(tmp_path), waiting_limit=1000)
+    random = np.random.default_rng(1)
+
+    async def one(number):
+        a = np.full((int(random.integers(1, 5)), 2), number, np.float32)
+        y, twice = await ask(model, a=a, b=a)
+        assert (y == 3 * a).all()
+        assert (twice == 2 * a).all()
+
+    tasks = [asyncio.create_task(one(number)) for number in range(999)]
+    for number in random.permutation(333) * 3:
+        await asyncio.sleep(0)
+        tasks[number].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert not [outcome for outcome in outcomes if not isinstance(outcome, asyncio.CancelledError | None)]
+    counted = model.meter.outcomes
+    assert counted["ok"] == outcomes.count(None) >= 666
+    assert counted["ok"] + counted["cancelled"] == 999
+    assert model.batcher.waiting_count == 0
+
+
 async def test_stopping_ends_a_run_that_would_never_end_and_what_waits_behind_it(opened, tmp_path):
     model = await opened(tensor_graphs.endless(tmp_path))
     running = asyncio.create_task(ask(model, x=floats([2])))
@@ -234,6 +265,14 @@ async def test_weights_in_a_file_beside_the_graph_are_read(opened, tmp_path):
     model = await opened(tensor_graphs.beside(tmp_path, "weights.bin"))
     (y,) = await ask(model, x=floats([1, 2]))
     assert y.tolist() == [[11, 22]]
+
+
+@pytest.mark.parametrize("size", [None, 4])
+async def test_weights_that_are_missing_or_cut_short_are_refused(opened, tmp_path, size):
+    if size:
+        (tmp_path / "weights.bin").write_bytes(bytes(size))
+    with pytest.raises(FailedPrecondition, match=r"cannot load model\.onnx"):
+        await opened(tensor_graphs.beside(tmp_path, "weights.bin"))
 
 
 @pytest.mark.parametrize("location", ["../outside.bin", "{root}/outside.bin", "sub/../../outside.bin", "link.bin"])

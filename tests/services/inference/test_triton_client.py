@@ -130,6 +130,8 @@ async def test_outputs_can_be_chosen(client):
     outputs = [triton.client.InferRequestedOutput("twice")]
     result = await client.infer("doubler", pair([[1]], [[2]]), outputs=outputs, request_id="7", model_version="1")
     assert result.as_numpy("twice").tolist() == [[2]]
+    packed = await client.infer("doubler", pair([[1]], [[2]]), compression_algorithm="gzip")
+    assert packed.as_numpy("twice").tolist() == [[2]]
     assert result.as_numpy("y") is None
     assert (result.get_response().id, result.get_response().model_version) == ("7", "1")
 
