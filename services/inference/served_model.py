@@ -167,6 +167,7 @@ class LoadedModel:
         """A sequence for the engine, valid by `check`."""
         room = self.capacity - len(prompt)
         limit = parameters.max_tokens if parameters.HasField("max_tokens") else room + 1
+        is_contest = parameters.best_of > (parameters.n or 1)
         full, most = FinishReason.FINISH_REASON_CONTEXT_FULL, FinishReason.FINISH_REASON_MAX_TOKENS
         endings = {} if parameters.ignore_eos else dict.fromkeys(self.end_ids, FinishReason.FINISH_REASON_END_OF_TEXT)
         endings |= dict.fromkeys(parameters.stop_token_ids, FinishReason.FINISH_REASON_STOP_TOKEN)
@@ -183,7 +184,7 @@ class LoadedModel:
             priority=priority,
             deadline_s=deadline_s,
             # Which of several completions is best is a matter of their log-probabilities.
-            logprobs=parameters.logprobs if parameters.HasField("logprobs") or parameters.best_of > 1 else None,
+            logprobs=parameters.logprobs if parameters.HasField("logprobs") or is_contest else None,
         )
 
 

@@ -22,14 +22,22 @@ SAMPLINGS = (
     Sampling(temperature=0, bending=Bending(repetition=1.5)),
     Sampling(temperature=0.8, bending=Bending(presence=0.5, frequency=0.5, bias={3: 2.0})),
 )
+RULES = (
+    {},
+    {"structured_output": {"regex": "[A-F]{2,9}(, [0-9A-Z]+)*"}},
+    {"structured_output": {"json_schema": '{"type": "array", "items": {"type": "integer"}, "maxItems": 4}'}},
+    {"min_tokens": 3, "stop": ["A", "B"], "ignore_eos": False},
+)
 
 
 def submit(model, prompt, sampling, *, is_streaming=False, priority=0, deadline_s=None, **parameters):
+    given = GenerationParameters(**parameters)
     sequence = model.sequence(
         np.array(prompt, np.int64),
-        GenerationParameters(**parameters),
+        given,
         sampling,
         Outbox(is_streaming=is_streaming),
+        form=model.forms.compile(given.structured_output) if "structured_output" in parameters else None,
         priority=priority,
         deadline_s=deadline_s,
     )
@@ -54,7 +62,8 @@ def requests(seed, count):
         dice = random.Random(f"{seed}-{number}")
         prompt = [dice.randrange(60) for _ in range(dice.choice((1, 2, 15, 16, 17, 40)))]
         sampling = replace(dice.choice(SAMPLINGS), seed=dice.getrandbits(64))
-        yield prompt, sampling, {"max_tokens": dice.randrange(1, 30), "ignore_eos": True}
+        limits = {"max_tokens": dice.randrange(1, 30), "ignore_eos": True}
+        yield prompt, sampling, limits | dice.choice(RULES)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
