@@ -2,9 +2,12 @@ import grpc
 import pytest
 import pytest_asyncio
 
+from octavo.errors import FailedPrecondition
 from octavo.open_inference import open_inference_pb2 as oip
 from octavo.open_inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from octavo.v1.inference_pb2 import GenerateRequest, GenerationParameters
+from services.inference.open_inference_servicer import OpenInferenceServicer
+from services.inference.roster import Roster
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -123,6 +126,49 @@ async def test_statistics_count_what_succeeded_and_what_failed(stub):
 async def test_the_repository_is_listed(stub):
     listed = await stub.RepositoryIndex(oip.RepositoryIndexRequest())
     assert [(model.name, model.version, model.state) for model in listed.models] == [("poet", "1", "READY")]
+
+
+async def test_a_client_of_kserve_loads_and_unloads_by_the_name_in_field_1(poet, stub):
+    loaded = await stub.RepositoryModelLoad(oip.RepositoryModelLoadRequest(repository_name="poet"))
+    assert (loaded.model_name, loaded.isLoaded) == ("poet", True)
+    unloaded = await stub.RepositoryModelUnload(oip.RepositoryModelUnloadRequest(repository_name="nobody"))
+    assert (unloaded.model_name, unloaded.isUnloaded) == ("nobody", True)
+
+
+async def test_a_version_to_load_is_chosen_by_its_number(stub):
+    request = oip.RepositoryModelLoadRequest(model_name="poet", parameters={"version": {"int64_param": 1}})
+    assert (await stub.RepositoryModelLoad(request)).isLoaded
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (oip.RepositoryModelLoadRequest(), "model_name: is empty"),
+        (
+            oip.RepositoryModelLoadRequest(model_name="poet", parameters={"version": {"int64_param": 9}}),
+            r"versions/9; the newest is",
+        ),
+        (
+            oip.RepositoryModelLoadRequest(model_name="poet", parameters={"version": {"string_param": "x"}}),
+            "'x' is not a number",
+        ),
+        (
+            oip.RepositoryModelLoadRequest(model_name="poet", parameters={"speed": {"int64_param": 9}}),
+            "is not a parameter; there is version",
+        ),
+    ],
+)
+async def test_what_cannot_be_loaded_is_told(stub, request_, says):
+    with pytest.raises(grpc.aio.AioRpcError, match=says):
+        await stub.RepositoryModelLoad(request_)
+
+
+async def test_a_server_whose_repository_is_fixed_says_so():
+    servicer = OpenInferenceServicer(Roster(), None, None, repository=lambda: None, is_ready=lambda: True)
+    with pytest.raises(FailedPrecondition, match="OCTAVO_INFERENCE_REPOSITORY_CONTROL"):
+        await servicer.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="poet"), None)
+    with pytest.raises(FailedPrecondition, match="delete a deployment"):
+        await servicer.RepositoryModelUnload(oip.RepositoryModelUnloadRequest(model_name="poet"), None)
 
 
 @pytest.mark.parametrize(
