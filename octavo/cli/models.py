@@ -160,6 +160,38 @@ def compare(
 
 
 @app.command()
+def register(
+    context: typer.Context,
+    name: Model,
+    directory: Annotated[
+        Path, typer.Argument(help="Its files: a bundle, or any ONNX graph.", exists=True, file_okay=False)
+    ],
+    description: Annotated[str, typer.Option(help="What it is, for people.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Makes the files of a directory the next version of a model; an ONNX graph is served as `model.onnx`.
+
+    Example: `octavo models register classifier ./exported`
+    """
+    from octavo.formats.manifest import Manifest  # brings NumPy, which no other command waits for
+
+    version = pb.Version(description=description)
+    manifest = Manifest.of_directory(directory)
+    with options.connected(context) as client:
+        for file in manifest.files:
+            transfer.upload(client, directory / file.path)
+            version.files.add(path=file.path, blob=f"blobs/{file.digest}", size_bytes=file.size_bytes)
+        for tensor, digest in manifest.tensors.items():
+            version.tensors.add(name=tensor, digest=digest)
+        request = pb.CreateVersionRequest(parent=short_names.model(name), version=version)
+        version = client.registry.CreateVersion(request)
+    if as_json:
+        screen.print_json(version)
+    else:
+        screen.print_facts(version_facts(version))
+
+
+@app.command()
 def download(
     context: typer.Context,
     reference: Reference,

@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from octavo.cli import __main__ as command_line
+from tests.services.inference import tensor_graphs
 
 
 @pytest.fixture
@@ -161,6 +162,27 @@ def test_a_model_lives_from_training_to_text(octavo, text_file, name, tmp_path):
     assert octavo("models", "alias", f"{name}@best", f"{name}/1")[0] == 0
     assert octavo("models", "alias", f"{name}@best", "--delete")[0] == 0
     assert octavo("deployments", "delete", name, "--yes")[0] == 0
+
+
+def test_an_onnx_graph_lives_from_a_directory_to_being_served(octavo, name, tmp_path):
+    directory = tmp_path / "exported"
+    tensor_graphs.identity(directory)
+    code, out, _ = octavo("models", "register", name, directory, "--description", "says it again", "--json")
+    assert code == 0
+    made = json.loads(out)
+    assert (made["name"], made["description"]) == (f"models/{name}/versions/1", "says it again")
+    assert f"models/{name}/versions/2" in octavo("models", "register", name, directory)[1]
+    assert octavo("deployments", "create", name, f"{name}/2")[0] == 0
+    code, _, err = octavo("generate", name, "line 7")
+    assert code == 1
+    assert "takes and gives tensors, not text; call ModelInfer" in err
+    assert octavo("deployments", "delete", name, "--yes")[0] == 0
+
+
+def test_a_directory_without_files_is_refused(octavo, name, tmp_path):
+    code, _, err = octavo("models", "register", name, tmp_path)
+    assert code == 1
+    assert "at least one file" in err
 
 
 def test_status_and_diagnosis_describe_suite_and_machine(octavo):
