@@ -60,7 +60,12 @@ class _Program:
         servicer = InferenceServicer(self._roster, self._find)
         inference_pb2_grpc.add_InferenceServicer_to_server(servicer, server)
         open_servicer = OpenInferenceServicer(
-            self._roster, servicer, self._find, lambda: self._repository, self.is_ready
+            self._roster,
+            servicer,
+            self._find,
+            repository=lambda: self._repository,
+            is_ready=self.is_ready,
+            logger=self._telemetry.logger,
         )
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_servicer, server)
 

@@ -4,6 +4,7 @@ Knows how answers are gathered; nothing of how one is made.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 
 from octavo.errors import OctavoError
@@ -22,9 +23,10 @@ Answers = Callable[[ModelInferRequest], AsyncIterator[ModelInferResponse]]
 class InferStream:
     """The answers to a stream of requests, as they come. A failing request is told by its id; the stream goes on."""
 
-    def __init__(self, requests: AsyncIterator[ModelInferRequest], answers: Answers) -> None:
+    def __init__(self, requests: AsyncIterator[ModelInferRequest], answers: Answers, logger: logging.Logger) -> None:
         self._requests = requests
         self._answers = answers
+        self._logger = logger
         self._ready: asyncio.Queue[ModelStreamInferResponse | None] = asyncio.Queue(STREAM_LIMIT)
         self._room = asyncio.Semaphore(STREAM_LIMIT)
         self._reading: asyncio.Task[None] | None = None
@@ -59,8 +61,15 @@ class InferStream:
             async for answer in self._answers(request):
                 await self._ready.put(ModelStreamInferResponse(infer_response=answer))
         except OctavoError as error:
-            failed = ModelInferResponse(model_name=request.model_name, id=request.id)
-            failed.parameters["triton_final_response"].bool_param = True
-            await self._ready.put(ModelStreamInferResponse(error_message=error.message, infer_response=failed))
+            await self._ready.put(_failed(request, error.message))
+        except Exception:
+            self._logger.exception("a defect in one request of a stream, id %r", request.id)
+            await self._ready.put(_failed(request, f"a defect of this server; its log has the details: {request.id!r}"))
         finally:
             self._room.release()
+
+
+def _failed(request: ModelInferRequest, message: str) -> ModelStreamInferResponse:
+    response = ModelInferResponse(model_name=request.model_name, id=request.id)
+    response.parameters["triton_final_response"].bool_param = True
+    return ModelStreamInferResponse(error_message=message, infer_response=response)

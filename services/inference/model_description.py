@@ -32,6 +32,7 @@ STATES = {
 Shape = list[int]
 Tensors = list[tuple[str, Datatype, Shape]]
 TensorMetadata = open_inference_pb2.ModelMetadataResponse.TensorMetadata
+ModelIndex = open_inference_pb2.RepositoryIndexResponse.ModelIndex
 Statistics = open_inference_pb2.ModelStatistics
 
 
@@ -81,14 +82,17 @@ def config(name: str, served: ServedModel) -> model_config_pb2.ModelConfig:
     return reply
 
 
-def index(served: ServedModel, names: Iterable[str]) -> list[open_inference_pb2.RepositoryIndexResponse.ModelIndex]:
-    """One line for each name that a served model answers to."""
-    return [
-        open_inference_pb2.RepositoryIndexResponse.ModelIndex(
-            name=name, version=str(served.key.number), state=STATES[served.state], reason=str(served.failure or "")
-        )
-        for name in names
-    ]
+def index(models: Iterable[ServedModel], roster: Roster) -> list[ModelIndex]:
+    """One line for each name and version that served models answer to, READY where any of its precisions is."""
+    lines: dict[tuple[str, int], ModelIndex] = {}
+    for served in models:
+        for name in names(served, roster):
+            state, place = STATES[served.state], (name, served.key.number)
+            if place not in lines or lines[place].state != "READY":
+                lines[place] = ModelIndex(
+                    name=name, version=str(served.key.number), state=state, reason=str(served.failure or "")
+                )
+    return [lines[place] for place in sorted(lines)]
 
 
 def names(served: ServedModel, roster: Roster) -> list[str]:

@@ -5,6 +5,7 @@ here alone. Models are named by their deployment, or by their model; a version i
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from math import inf
 from typing import Any, Protocol, cast
@@ -56,14 +57,17 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         roster: Roster,
         inference: InferenceServicer,
         find: Find,
+        *,
         repository: Callable[[], Repository | None],
         is_ready: Callable[[], bool],
+        logger: logging.Logger,
     ) -> None:
         self._roster = roster
         self._inference = inference
         self._find_anywhere = find
         self._repository = repository
         self._is_ready = is_ready
+        self._logger = logger
 
     async def ServerLive(self, request: Any, context: Context) -> open_inference_pb2.ServerLiveResponse:
         return open_inference_pb2.ServerLiveResponse(live=True)
@@ -120,12 +124,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, request: open_inference_pb2.RepositoryIndexRequest, context: Context
     ) -> open_inference_pb2.RepositoryIndexResponse:
         models = [
-            line
-            for served in (*self._roster.models.values(), *self._roster.draining)
+            served
+            for served in (*self._roster.draining, *self._roster.models.values())
             if served.is_available or not request.ready
-            for line in model_description.index(served, model_description.names(served, self._roster))
         ]
-        return open_inference_pb2.RepositoryIndexResponse(models=models)
+        return open_inference_pb2.RepositoryIndexResponse(models=model_description.index(models, self._roster))
 
     async def RepositoryModelLoad(
         self, request: open_inference_pb2.RepositoryModelLoadRequest, context: Context
@@ -165,7 +168,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, request_iterator: AsyncIterator[ModelInferRequest], context: Context
     ) -> AsyncIterator[open_inference_pb2.ModelStreamInferResponse]:
         """Many requests on one stream; a failing one is told by its id, and the others go on."""
-        stream = InferStream(request_iterator, lambda request: self._answers(request, context))
+        stream = InferStream(request_iterator, lambda request: self._answers(request, context), self._logger)
         # gRPC drops the generator of a stream whose caller has left; only this is called at once.
         context.add_done_callback(lambda _: stream.leave())  # type: ignore[arg-type] # the stub errs
         async for answer in stream:

@@ -1,3 +1,5 @@
+import logging
+
 import grpc
 import pytest
 import pytest_asyncio
@@ -164,7 +166,9 @@ async def test_what_cannot_be_loaded_is_told(stub, request_, says):
 
 
 async def test_a_server_whose_repository_is_fixed_says_so():
-    servicer = OpenInferenceServicer(Roster(), None, None, repository=lambda: None, is_ready=lambda: True)
+    servicer = OpenInferenceServicer(
+        Roster(), None, None, repository=lambda: None, is_ready=lambda: True, logger=logging.getLogger("octavo.test")
+    )
     with pytest.raises(FailedPrecondition, match="OCTAVO_INFERENCE_REPOSITORY_CONTROL"):
         await servicer.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="poet"), None)
     with pytest.raises(FailedPrecondition, match="delete a deployment"):
