@@ -1,14 +1,12 @@
 """The keys and values of every running sequence, one row each. Knows nothing of sequences or sessions."""
 
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from octavo.formats.architecture import Architecture
-
-ALIGNMENT_BYTES = 64
-"""A cache line, and the widest vector register of the kernels that read the cache."""
 
 
 class KvCache:
@@ -24,7 +22,7 @@ class KvCache:
         self.capacity = capacity
         self.row_shape = (architecture.kv_heads, capacity, architecture.head_size)
         self.tensors: dict[str, NDArray[Any]] = {
-            f"{kind}.{layer}": _aligned_zeros((slots, *self.row_shape), element_type)
+            f"{kind}.{layer}": _zeros((slots, *self.row_shape), element_type)
             for layer in range(architecture.layers)
             for kind in ("key", "value")
         }
@@ -47,9 +45,12 @@ class KvCache:
             tensor[source, :, :keeps] = kept
 
 
-def _aligned_zeros(shape: tuple[int, ...], element_type: type[np.generic]) -> NDArray[Any]:
+def _zeros(shape: tuple[int, ...], element_type: type[np.generic]) -> NDArray[Any]:
+    """Pages of their own: zeroed by the system when they are first touched, given back when the last array goes.
+
+    From the heap they would be neither, once a model has been unloaded: glibc then takes as much from the heap again,
+    where all of it is written at once (measured: 150 MB took 0.4 s and were resident, instead of 0 s and none).
+    """
     size_bytes = np.dtype(element_type).itemsize * int(np.prod(shape, dtype=np.int64))
-    # zeros, not empty: pages come zeroed from the system anyway, and stale memory may hold NaN.
-    raw = np.zeros(size_bytes + ALIGNMENT_BYTES, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT_BYTES
-    return raw[start : start + size_bytes].view(element_type).reshape(shape)
+    pages = mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    return np.frombuffer(pages, element_type).reshape(shape)

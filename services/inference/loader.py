@@ -111,7 +111,7 @@ class Loader:
         working = 16 * self._settings.chunk_tokens * architecture.width * 4 + 28 * slots * architecture.vocab_size
         return Footprint(
             weights_bytes=weights_bytes(graph),
-            cache_bytes=slots * row_bytes,
+            cache_bytes=(slots + 1) * row_bytes,  # one for scoring
             working_bytes=SESSION_BYTES + working,
         )
 

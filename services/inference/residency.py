@@ -6,7 +6,9 @@ event loop; loading happens in threads.
 """
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from time import monotonic
@@ -271,7 +273,12 @@ class Residency:
         reservation = self._reservations.pop(served, None)
         if loaded := served.take():
             await asyncio.to_thread(loaded.stop)
+            remains = weakref.ref(loaded)
             del loaded  # the last that holds its arrays
+            if remains():
+                # But for calls that failed: their errors hold their frames, in cycles. This stops everything for some
+                # milliseconds, which is why it is not done without need.
+                gc.collect()
             await asyncio.to_thread(memory.give_back)
         if reservation:
             reservation.release()

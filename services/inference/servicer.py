@@ -185,10 +185,14 @@ async def _running(
         for sampling in parameters.samplings(parameters_given, loaded.sampling_defaults)
     ]
 
+    under_way = [(loaded.engine, sequence) for sequence in sequences]
+
     def leave(_: object = None) -> None:
-        for sequence in sequences:
+        # Emptied, since gRPC's own state holds this in a cycle long after the call: it would keep the model with it.
+        while under_way:
+            engine, sequence = under_way.pop()
             if not sequence.is_over:
-                loaded.engine.cancel(sequence)
+                engine.cancel(sequence)
 
     # gRPC drops the generator of a stream whose caller has left; only this is called at once.
     context.add_done_callback(leave)  # type: ignore[arg-type] # the stub errs

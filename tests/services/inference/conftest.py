@@ -37,12 +37,11 @@ SYMBOLS = "".join(map(chr, range(32, 96))) + "\n"
 CONTEXT = 96
 
 
-def write_random_bundle(directory, family, seed=0, tokenizer=None):
+def write_random_bundle(directory, family, seed=0, tokenizer=None, **sizes):
     tokenizer = tokenizer or Tokenizer.train_characters(SYMBOLS, has_end=True)
     kv_heads = None if family == "gpt2" else 1
-    architecture = Architecture.derive(
-        family, vocab_size=tokenizer.vocab_size, context_length=CONTEXT, width=32, layers=2, heads=2, kv_heads=kv_heads
-    )
+    sizes = {"width": 32, "layers": 2, "heads": 2, "kv_heads": kv_heads, **sizes}
+    architecture = Architecture.derive(family, vocab_size=tokenizer.vocab_size, context_length=CONTEXT, **sizes)
     random = np.random.default_rng(seed)
     tensors = {
         name: random.normal(1 if len(size) == 1 and name.endswith("weight") else 0, 0.3, size).astype(np.float32)
@@ -73,10 +72,10 @@ def bundles(tmp_path_factory):
     root = tmp_path_factory.mktemp("bundles")
     made = {}
 
-    def bundle(family="gpt2", seed=0, tokenizer=None):
-        key = (family, seed, tokenizer)
+    def bundle(family="gpt2", seed=0, tokenizer=None, **sizes):
+        key = (family, seed, tokenizer, *sizes.items())
         if key not in made:
-            made[key] = write_random_bundle(root / str(len(made)), family, seed, tokenizer)
+            made[key] = write_random_bundle(root / str(len(made)), family, seed, tokenizer, **sizes)
         return made[key]
 
     return bundle

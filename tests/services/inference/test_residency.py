@@ -2,10 +2,11 @@ import asyncio
 import shutil
 import threading
 
+import psutil
 import pytest
 
 from octavo.client import partial_file
-from octavo.errors import Unavailable
+from octavo.errors import InvalidArgument, Unavailable
 from octavo.v1.deployments_pb2 import (
     DeleteDeploymentRequest,
     DeploymentState,
@@ -95,6 +96,28 @@ async def test_more_models_than_memory_are_served_when_they_come_on_demand(room_
         return deployment.statuses[0].message == "out of memory until asked for: poet.1.fp32"
 
     await until(it_is_told)
+
+
+async def test_the_memory_of_a_model_that_leaves_is_given_back_to_the_system(open_suite, bundles, tmp_path):
+    large = bundles(width=512, layers=4, heads=8)
+    weights_bytes = (large / "model.safetensors").stat().st_size
+    assert weights_bytes > 50e6
+    process = psutil.Process()
+    async with open_suite(tmp_path, memory_limit_bytes=footprint_bytes(large) + 1, slots=4) as suite:
+        await suite.deploy(await suite.publish(bundles()), deployment="small", on_demand=True)
+        await answer(suite, "small")
+        start = process.memory_info().rss
+        await suite.deploy(await suite.publish(large, "large"), deployment="large", on_demand=True)
+        residues = []
+        for _ in range(5):
+            await answer(suite, "large")
+            with pytest.raises(InvalidArgument):  # what fails holds the frames that it failed in
+                await answer(suite, "large", stop_token_ids=[9999])
+            assert process.memory_info().rss - start > weights_bytes * 0.8
+            await answer(suite, "small")
+            assert (await states(suite))["unloaded"] == [1]
+            residues.append(process.memory_info().rss - start)
+    assert max(residues) < weights_bytes / 4
 
 
 async def test_many_requests_for_what_is_out_of_memory_load_it_once_and_all_wait(room_for, bundles, monkeypatch):
