@@ -24,18 +24,21 @@ from octavo.errors import (
 )
 from octavo.v1.errors_pb2 import Reason
 from octavo.v1.inference_pb2 import ServedModelState
-from services.inference import memory
 from services.inference.bundle_cache import BundleCache, Lease
 from services.inference.catalog import Catalog
 from services.inference.loader import Loader
+from services.inference.memory import Heap
 from services.inference.memory_budget import MemoryBudget, Reservation
 from services.inference.roster import Roster
 from services.inference.served_model import Key, LoadedModel, ServedModel
+from services.inference.tensor_model import TensorModel
 
 RETRY_S = 1.0
 """How long to wait before trying again what the registry or the disk did not give, in seconds."""
 ROOM_INTERVAL_S = 0.05
 """How often it is looked whether memory has become free, in seconds."""
+COLLECTIONS = 5
+"""How often garbage is collected for a model that should be gone."""
 LOADS_AT_ONCE = 4
 """Models that are brought into memory at the same time: a large one does not hold up small ones."""
 
@@ -62,6 +65,7 @@ class Residency:
         self._bundles = bundles
         self._loader = loader
         self._budget = budget
+        self._heap = Heap()
         self._logger = logger
         self._drain_s = drain_s
         self._keep_alive_s = keep_alive_s
@@ -175,7 +179,7 @@ class Residency:
         try:
             async with self._turn:
                 served.move(ServedModelState.SERVED_MODEL_STATE_VERIFYING)
-                loaded = await asyncio.to_thread(self._loader.load, directory, served.key)
+                loaded = await asyncio.to_thread(self._load_apart, directory, served.key)
         except BaseException:
             self._release(served)
             raise
@@ -191,6 +195,10 @@ class Residency:
             "memory_bytes": served.footprint.total_bytes,
         }
         self._logger.info("ready", extra=facts)
+
+    def _load_apart(self, directory: Path, key: Key) -> LoadedModel | TensorModel:
+        with self._heap.apart():
+            return self._loader.load(directory, key)
 
     async def _fetch(self, served: ServedModel) -> Path:
         """The directory of its files, verified now, and kept from whoever cleans up until it is dropped."""
@@ -275,13 +283,23 @@ class Residency:
             await asyncio.to_thread(loaded.stop)
             remains = weakref.ref(loaded)
             del loaded  # the last that holds its arrays
-            if remains():
-                # But for calls that failed: their errors hold their frames, in cycles. This stops everything for some
-                # milliseconds, which is why it is not done without need.
-                gc.collect()
-            await asyncio.to_thread(memory.give_back)
+            await self._forget(remains, served)
+            await asyncio.to_thread(self._heap.trim)
         if reservation:
             reservation.release()
+
+    async def _forget(self, remains: Callable[[], object | None], served: ServedModel) -> None:
+        """Waits until calls that are over no longer hold a model: the last ones end, failed ones leave cycles behind.
+
+        Collecting these stops everything for some milliseconds, so it is not done without need.
+        """
+        for _ in range(COLLECTIONS):
+            if not remains():
+                return
+            await asyncio.sleep(ROOM_INTERVAL_S)
+            if remains():
+                gc.collect()
+        self._logger.warning("something still holds %s, and its memory", served.key.name)
 
     def _fail(self, served: ServedModel, error: OctavoError) -> None:
         self._release(served)
