@@ -11,7 +11,7 @@ import pytest
 from octavo.addresses import Addresses
 from octavo.client import AsyncClient, transfer
 from octavo.formats.architecture import Architecture
-from octavo.formats.bundle import write_bundle
+from octavo.formats.bundle import graph_file, write_bundle
 from octavo.formats.conformance import Conformance, PrecisionVectors, Vector
 from octavo.formats.tokenizer import Tokenizer
 from octavo.serving import ProcessMetrics, Telemetry, running
@@ -31,7 +31,10 @@ from services.inference.served_graph import ServedGraph
 from services.inference.served_model import Key
 from services.inference.session import Session
 from services.inference.settings import InferenceSettings
+from services.trainer import quantized_model
+from services.trainer.activations import observe
 from services.trainer.onnx_export import export_graph
+from services.trainer.parity import record_conformance
 
 SYMBOLS = "".join(map(chr, range(32, 96))) + "\n"
 CONTEXT = 96
@@ -77,6 +80,24 @@ def bundles(tmp_path_factory):
         if key not in made:
             made[key] = write_random_bundle(root / str(len(made)), family, seed, tokenizer, **sizes)
         return made[key]
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def quantized(bundles):
+    """The bundle of a family with a graph in every precision that a CPU runs, made once."""
+    made = {}
+
+    def bundle(family):
+        if family not in made:
+            made[family] = directory = bundles(family, seed=77)
+            windows = [np.random.default_rng(seed).integers(0, 60, CONTEXT) for seed in range(4)]
+            seen = observe(directory, windows)
+            for precision in ("int8", "int8_weights", "int4"):
+                quantized_model.WRITERS[precision][0](directory, seen, lambda: None)
+                record_conformance(directory, precision=precision, graph=graph_file(precision))
+        return made[family]
 
     return bundle
 
