@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.formats.architecture import Architecture
 from services.inference.served_graph import ServedGraph, bind, bind_output
 
 PADDING = 8
@@ -47,6 +48,11 @@ class ScoreSession:
         self._chunk_tokens = chunk_tokens
         self._desk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
         self._workspace: Workspace | None = None
+
+    @staticmethod
+    def size_bytes(architecture: Architecture, *, row_bytes: int, chunk_tokens: int) -> int:
+        """Memory that scoring takes from its first use on, with a cache of `row_bytes`."""
+        return row_bytes + 4 * chunk_tokens * (architecture.vocab_size + architecture.width)
 
     async def work(self, task: Callable[[Event], Answer]) -> Answer:
         """What a task returns, run beside the event loop when those asked for before are done.

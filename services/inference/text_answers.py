@@ -40,20 +40,11 @@ async def score(loaded: LoadedModel, request: ScoreRequest, version: str) -> Sco
     # Megabytes of text take seconds to become tokens, during which every stream of this server would stand still.
     pairs = await asyncio.to_thread(_pairs, loaded, request)
     found = await _scored(loaded, pairs, request.top_logprobs)
-    sums = [_Sum.of(loaded, entry) for entry in found]
-    total = _Sum.of_all(sums)
-    return ScoreResponse(
-        version=version,
-        usage=Usage(prompt_tokens=sum(len(context) + len(continuation) for context, continuation in pairs)),
-        scores=[_text_score(loaded, entry, its) for entry, its in zip(found, sums, strict=True)],
-        total=ScoreTotal(
-            total_logprob=total.nats,
-            token_count=total.tokens,
-            size_bytes=total.size_bytes,
-            perplexity=total.perplexity,
-            bits_per_byte=total.bits_per_byte,
-        ),
-    )
+    # So do hundreds of thousands of scores to become messages.
+    response = await asyncio.to_thread(_response, loaded, found)
+    response.version = version
+    response.usage.prompt_tokens = sum(len(context) + len(continuation) for context, continuation in pairs)
+    return response
 
 
 async def prompt_logprobs(
@@ -61,7 +52,7 @@ async def prompt_logprobs(
 ) -> list[TokenLogprob]:
     """The scores of a prompt's own tokens."""
     (found,) = await _scored(loaded, [([], prompt.tolist())], parameters.prompt_logprobs)
-    return replies.token_logprobs(found.tokens, loaded.tokenizer)
+    return await asyncio.to_thread(replies.token_logprobs, found.tokens, loaded.tokenizer)
 
 
 async def embed(loaded: LoadedModel, request: EmbedRequest, version: str) -> EmbedResponse:
@@ -143,6 +134,21 @@ def _texts(loaded: LoadedModel, request: EmbedRequest) -> list[list[int]]:
         texts.append(_required(loaded, given, f"inputs[{index}]"))
         _check_length(loaded, len(texts[-1]), f"inputs[{index}]")
     return texts
+
+
+def _response(loaded: LoadedModel, found: list[scoring.Score]) -> ScoreResponse:
+    sums = [_Sum.of(loaded, entry) for entry in found]
+    total = _Sum.of_all(sums)
+    return ScoreResponse(
+        scores=[_text_score(loaded, entry, its) for entry, its in zip(found, sums, strict=True)],
+        total=ScoreTotal(
+            total_logprob=total.nats,
+            token_count=total.tokens,
+            size_bytes=total.size_bytes,
+            perplexity=total.perplexity,
+            bits_per_byte=total.bits_per_byte,
+        ),
+    )
 
 
 def _text_score(loaded: LoadedModel, found: scoring.Score, its: _Sum) -> TextScore:
