@@ -12,6 +12,7 @@ from octavo.cli import (
     datasets,
     deployments,
     diagnose,
+    export,
     failure,
     generate,
     inspect_command,
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(up)
 app.command()(status)
 app.command()(train.train)
+app.command()(export.export)
 app.command()(generate.generate)
 app.command()(inspect_command.inspect)
 app.command()(diagnose.diagnose)

@@ -18,6 +18,22 @@ def plan_view(plan: pb.Plan) -> RenderableType:
 
 
 def _facts(plan: pb.Plan) -> list[tuple[str, screen.Cell]]:
+    return _export_facts(plan) if plan.HasField("export") else _train_facts(plan)
+
+
+def _export_facts(plan: pb.Plan) -> list[tuple[str, screen.Cell]]:
+    spec = plan.export
+    return [
+        ("version", f"{spec.version}, {_parameters(plan)}"),
+        ("precisions", ", ".join(spec.precisions)),
+        ("data", f"{wording.compact(spec.dataset)}, {wording.count(plan.dataset_tokens)} characters"),
+        ("allowed", f"{spec.max_perplexity_increase:.2%} more perplexity than fp32 has"),
+        ("memory", f"about {wording.size(plan.memory_bytes)}"),
+        ("time", f"about {wording.lasting(wording.seconds(plan.estimated_duration))}"),
+    ]
+
+
+def _train_facts(plan: pb.Plan) -> list[tuple[str, screen.Cell]]:
     spec = plan.train
     shape = spec.architecture
     family = wording.enum_word(pb.ModelFamily.Name(spec.family), "MODEL_FAMILY_")

@@ -7,14 +7,11 @@ from typing import Annotated
 import typer
 from google.protobuf.duration_pb2 import Duration
 
-from octavo.cli import deployments, follow, options, screen, short_names, spec_fields, wording
+from octavo.cli import short_names, spec_fields, submission, wording
 from octavo.cli.options import AsJson
-from octavo.cli.plan_view import plan_view
-from octavo.v1 import deployments_pb2
 from octavo.v1 import trainer_pb2 as pb
 
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?$")
-_READY_WITHIN_S = 60.0
 _UNITS_S = {"ms": 1e-3, "s": 1.0, None: 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -61,6 +58,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
     base: Annotated[str, typer.Option(help="Fine-tune this version: `poet/3`.", metavar="VERSION")] = "",
     alias: Annotated[list[str] | None, typer.Option(help="Alias to move to the new version; repeatable.")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option("--export-precision", help="Export in int8, int4, … too.")
+    ] = None,
     deploy: Annotated[bool, typer.Option("--deploy/--no-deploy", help="Serve the new version once proven.")] = False,
     set_: Annotated[
         list[str] | None,
@@ -85,24 +85,24 @@ def train(
 
     `octavo train tiny --model poet --steps 500 --set heads=8 --set dropout=0.1 --detach`
     """
-    if time_budget and steps:
-        raise typer.BadParameter("--time-budget and --steps exclude one another")
     spec = pb.TrainSpec(dataset=short_names.dataset(dataset), model=short_names.model(model), size=size, seed=seed)
     spec.aliases.extend(alias or [])
+    spec.export_precisions.extend(precision or [])
     _apply_text(spec, tokenizer=tokenizer, vocab_size=vocab_size, prompt=prompt)
     if deploy:
         spec.deployment = f"deployments/{wording.bare(spec.model)}"
-    if base:
-        spec.base_version = short_names.version(base)
-    if family:
-        spec.family = pb.ModelFamily.Value(f"MODEL_FAMILY_{family.name}")
-    if time_budget:
-        spec.time_budget.CopyFrom(duration(time_budget))
-    if steps:
-        spec.steps = steps
+    _apply_origin(spec, base=base, family=family)
+    _apply_end(spec, time_budget=time_budget, steps=steps)
     spec_fields.apply(spec, set_ or [])
-    carry_out = _plan if plan else _run_detached if is_detached else _run
-    carry_out(context, pb.Job(train=spec, priority=priority), as_json=as_json)
+    submission.carry_out(
+        context,
+        pb.Job(train=spec, priority=priority),
+        deployment=spec.deployment,
+        hint=_how_to_go_on(spec),
+        is_planned=plan,
+        is_detached=is_detached,
+        as_json=as_json,
+    )
 
 
 def _apply_text(spec: pb.TrainSpec, *, tokenizer: Tokenizer | None, vocab_size: int | None, prompt: str) -> None:
@@ -114,43 +114,24 @@ def _apply_text(spec: pb.TrainSpec, *, tokenizer: Tokenizer | None, vocab_size: 
         spec.sample.prompt = prompt
 
 
-def _plan(context: typer.Context, job: pb.Job, *, as_json: bool) -> None:
-    with options.connected(context) as client:
-        response = client.trainer.PlanJob(pb.PlanJobRequest(job=job))
-    if as_json:
-        screen.print_json(response.plan)
-    else:
-        screen.stdout().print(plan_view(response.plan))
+def _apply_origin(spec: pb.TrainSpec, *, base: str, family: Family | None) -> None:
+    if base:
+        spec.base_version = short_names.version(base)
+    if family:
+        spec.family = pb.ModelFamily.Value(f"MODEL_FAMILY_{family.name}")
 
 
-def _run_detached(context: typer.Context, job: pb.Job, *, as_json: bool) -> None:
-    with options.connected(context) as client:
-        created = client.trainer.CreateJob(pb.CreateJobRequest(job=job))
-    if as_json:
-        screen.print_json(created)
-        return
-    screen.stdout().print(created.name)
-    screen.stderr().print(f"`octavo jobs watch {wording.bare(created.name)}` follows it")
+def _apply_end(spec: pb.TrainSpec, *, time_budget: str | None, steps: int | None) -> None:
+    if time_budget and steps:
+        raise typer.BadParameter("--time-budget and --steps exclude one another")
+    if time_budget:
+        spec.time_budget.CopyFrom(duration(time_budget))
+    if steps:
+        spec.steps = steps
 
 
-def _run(context: typer.Context, job: pb.Job, *, as_json: bool) -> None:
-    with options.connected(context) as client:
-        created = client.trainer.CreateJob(pb.CreateJobRequest(job=job))
-        if not as_json:
-            screen.stderr().print(plan_view(created.plan))
-        story = follow.follow(client, created, as_json=as_json)
-        code = follow.conclude(story, as_json=as_json)
-        if code == 0 and job.train.deployment:
-            request = deployments_pb2.GetDeploymentRequest(name=job.train.deployment)
-            deployments.wait_until_settled(client, client.deployments.GetDeployment(request), _READY_WITHIN_S)
-    if code == 0 and not as_json:
-        _say_how_to_go_on(job.train)
-    raise typer.Exit(code)
-
-
-def _say_how_to_go_on(spec: pb.TrainSpec) -> None:
+def _how_to_go_on(spec: pb.TrainSpec) -> str:
     name = wording.bare(spec.model)
     if spec.deployment:
-        screen.stderr().print(f'now: `octavo generate {name} "…"`')
-    else:
-        screen.stderr().print(f"now: `octavo deployments create {name} {name}`, then `octavo generate {name} …`")
+        return f'now: `octavo generate {name} "…"`'
+    return f"now: `octavo deployments create {name} {name}`, then `octavo generate {name} …`"

@@ -19,7 +19,10 @@ CARD_FILE: Final = "README.md"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """`metrics` are measured numbers by name with their unit in it: `validation_loss_nats`, `bits_per_byte`."""
+    """`metrics` are measured numbers by name with their unit in it: `validation_loss_nats`, `bits_per_byte`.
+
+    `proof` is the parity record of fp32, with what was measured of other precisions under `precisions`.
+    """
 
     title: str
     architecture: Architecture
@@ -40,7 +43,7 @@ class ModelCard:
         sections += [self._summary(), _table("Architecture", self._dimensions())]
         if self.metrics:
             sections.append(_table("Measured", {name: f"{value:.6g}" for name, value in self.metrics.items()}))
-        sections += [_table("Origin", self._origin()), self._proven(), _USE]
+        sections += [_table("Origin", self._origin()), self._proven(), self._precisions(), _USE]
         return "\n".join(section for section in sections if section)
 
     def _summary(self) -> str:
@@ -71,7 +74,7 @@ class ModelCard:
         return facts | {name: value for name, value in optional.items() if value}
 
     def _proven(self) -> str:
-        if self.proof is None:
+        if self.proof is None or "largest_difference" not in self.proof:
             return ""
         return (
             "## Proof\n\nmodel.onnx computes what the checkpoint computes: the largest difference of a logit was "
@@ -79,6 +82,22 @@ class ModelCard:
             f"{self.proof['positions']:,} positions, and {self.proof['greedy_tokens']:,} greedy tokens were the "
             "same.\n"
         )
+
+    def _precisions(self) -> str:
+        found = (self.proof or {}).get("precisions", {})
+        if not found:
+            return ""
+        rows = {f"`model.{precision}.onnx`": _change(figures) for precision, figures in found.items()}
+        return _table("Precisions, on held-out text", rows)
+
+
+def _change(found: Mapping[str, Any]) -> str:
+    if not found["is_measured"]:
+        return f"not measured: {found['reason']}"
+    return (
+        f"perplexity {found['perplexity']:.4f} ({found['perplexity_increase']:+.2%} against fp32), bits per byte "
+        f"{found['bits_per_byte']:.4f} ({found['bits_per_byte_change']:+.4f}), {found['held_out_tokens']:,.0f} tokens"
+    )
 
 
 _USE: Final = """## Use

@@ -1154,7 +1154,9 @@ class ExportSpec(_message.Message):
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """`models/poet/versions/3` or `models/poet@champion`; the export becomes a new version of the same model."""
+    """`models/poet/versions/3`, `models/poet@champion`, or `models/poet` for its newest version; the export becomes a new
+    version of the same model.
+    """
     dataset: _builtins.str
     """The text from which scales are calibrated and on whose last part quality is measured: `datasets/tiny` or
     `datasets/tiny/versions/2`. Empty means what the version was trained on.

@@ -34,8 +34,8 @@ KINDS: Final = ("train", "export")
 MAX_ALLOWED_INCREASE: Final = 10.0
 _PATTERNS: Final = {
     "version": (
-        rf"models/{ID}(/versions/[1-9][0-9]{{0,17}}|@{ID})",
-        "`models/poet/versions/3` or `models/poet@champion`",
+        rf"models/{ID}(/versions/[1-9][0-9]{{0,17}}|@{ID})?",
+        "`models/poet`, `models/poet/versions/3` or `models/poet@champion`",
     ),
     "dataset": (rf"datasets/{ID}(/versions/[1-9][0-9]{{0,17}})?", "`datasets/tiny` or `datasets/tiny/versions/2`"),
     "model": (f"models/{ID}", "`models/poet`"),

@@ -51,7 +51,7 @@ class ExportPipeline:
         self._run.publish(
             release,
             model=version.name.partition("/versions/")[0],
-            message=f"{version.name} with {', '.join(self._spec.precisions)}",
+            message=f"{version.name} with {_made(release)}",
             aliases=self._spec.aliases,
             deployment=self._spec.deployment,
             precision=Precision.Value(f"PRECISION_{self._spec.precisions[0].upper()}"),
@@ -165,7 +165,7 @@ class ExportPipeline:
             tokenizer=bundle.tokenizer,
             lineage=lineage,
             metrics=metrics,
-            proof=parity if "largest_difference" in parity else None,
+            proof=parity,
         ).write(bundle.directory)
         release = Release(
             job=self._run.job.name,
@@ -178,6 +178,15 @@ class ExportPipeline:
         )
         release.write(self._run.directory)
         return release
+
+
+def _made(release: Release) -> str:
+    """The precisions of a release in words, each with what it loses."""
+    parts = []
+    for precision, found in release.parity["precisions"].items():
+        loss = f"{found['perplexity_increase']:+.2%} perplexity" if found["is_measured"] else "not measured here"
+        parts.append(f"{precision} ({loss})")
+    return ", ".join(parts)
 
 
 def _lineage_of(bundle: Path) -> Lineage | None:

@@ -185,6 +185,31 @@ def test_a_directory_without_files_is_refused(octavo, name, tmp_path):
     assert "at least one file" in err
 
 
+@pytest.mark.slow
+def test_a_version_is_exported_in_fewer_bits_and_served_so(octavo, text_file, name):
+    octavo("datasets", "create", name, text_file)
+    train = ("train", name, "--model", name, "--size", "1", "--steps", "30", "--tokenizer", "char")
+    assert octavo(*train, "--export-precision", "int8_weights")[0] == 0
+    export = ("export", name, "--precision", "int8", "--max-perplexity-increase", "0.1")
+    code, out, _ = octavo(*export, "--plan")
+    assert code == 0
+    assert "10.00% more perplexity" in out
+    code, _, err = octavo(*export, "--deploy", name, "--alias", "small")
+    assert code == 0
+    assert f"made models/{name}/versions/2" in err
+    assert "int8_weights (" in err
+    assert "int8" in octavo("deployments", "list")[1]
+    code, text, usage = octavo("generate", name, "line 7", "--max-tokens", "20", "--seed", "5")
+    assert code == 0
+    assert f"{name}/2  6 + 20 tokens" in usage
+    assert octavo("generate", name, "line 7", "--max-tokens", "20", "--seed", "5")[1] == text
+    assert octavo("deployments", "create", name, f"{name}/2", "--precision", "int8-weights")[0] == 0
+    code, _, err = octavo("export", name, "--precision", "int3")
+    assert code == 1
+    assert "export.precisions[0]" in err
+    assert octavo("deployments", "delete", name, "--yes")[0] == 0
+
+
 def test_status_and_diagnosis_describe_suite_and_machine(octavo):
     code, out, _ = octavo("status")
     assert code == 0

@@ -49,6 +49,22 @@ def test_losses_and_the_proof_are_shown_as_measured(card):
     assert "200 greedy tokens" in text
 
 
+def test_other_precisions_are_shown_with_what_they_lose(card):
+    measured = {
+        "is_measured": True,
+        "perplexity": 4.8268,
+        "perplexity_increase": 0.0015,
+        "bits_per_byte": 2.271,
+        "bits_per_byte_change": 0.0022,
+        "held_out_tokens": 40000.0,
+    }
+    proof = {"precisions": {"int8": measured, "bf16": {"is_measured": False, "reason": "no kernels"}}}
+    text = ModelCard(**card, proof=proof).text()
+    assert "| `model.int8.onnx` | perplexity 4.8268 (+0.15% against fp32), bits per byte 2.2710 (+0.0022)" in text
+    assert "| `model.bf16.onnx` | not measured: no kernels |" in text
+    assert "## Proof" not in text
+
+
 def test_a_title_cannot_open_sections_of_its_own(card):
     text = ModelCard(**(card | {"title": "Poet\n## Proof\nnone needed"})).text()
     assert "# Poet ## Proof none needed\n" in text

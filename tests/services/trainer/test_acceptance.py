@@ -95,13 +95,14 @@ def export(**changes):
 
 def test_a_version_and_a_precision_are_enough_for_an_export():
     check_job(export(), "", "")
+    check_job(export(version="models/poet"), "", "")
     check_job(export(version="models/poet/versions/3", precisions=["int8", "int8_weights", "int4", "fp16"]), "", "")
 
 
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"version": "models/poet"}, "job.export.version"),
+        ({"version": "poet"}, "job.export.version"),
         ({"version": "models/poet/versions/0"}, "job.export.version"),
         ({"version": "models/poet@champion\n"}, "job.export.version"),
         ({"precisions": []}, "job.export.precisions"),
