@@ -40,7 +40,7 @@ class Constraint:
     def bend(self, logits: NDArray[np.float32]) -> None:
         """Excludes, in place, the tokens that may not come next."""
         if not self.failure:
-            logits[~self._allowed] = -np.inf
+            np.putmask(logits, self._forbidden, -np.inf)
 
     def note(self, token_id: int) -> None:
         """Follows the form by a token that was chosen. What fails is kept in `failure`: it concerns this row alone."""
@@ -49,8 +49,8 @@ class Constraint:
         self._length += 1
         try:
             self._matcher.consume_token(token_id)
-            allowed = next_tokens(self._matcher, len(self._allowed))
-        except Exception as error:  # the library tells misuse by exceptions of its own
+            allowed = next_tokens(self._matcher, len(self._forbidden))
+        except BaseException as error:  # a panic of the library, which is Rust, is no Exception
             self.failure = _failed(self._length, str(error))
             return
         if complaint := complaint_of(self._matcher):
@@ -60,11 +60,12 @@ class Constraint:
 
     def _take(self, allowed: Mask) -> None:
         may_end = bool(allowed[-1])
-        self._allowed = allowed[:-1].copy()
-        self._allowed[self._closings] = False
-        self.is_complete = may_end and not self._allowed.any()
-        self._allowed[self._closings] = may_end
-        if not may_end and not self._allowed.any():
+        self._forbidden = ~allowed[:-1]
+        self._forbidden[self._closings] = True
+        is_stuck = bool(self._forbidden.all())
+        self._forbidden[self._closings] = not may_end
+        self.is_complete = may_end and is_stuck
+        if is_stuck and not may_end:
             self.failure = _failed(self._length, NOTHING_FITS)
 
 

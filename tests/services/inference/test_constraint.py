@@ -69,3 +69,16 @@ def test_a_token_against_the_form_fails_its_own_row(token_id):
     constraint = constrained("A+")
     constraint.note(token_id)
     assert isinstance(constraint.failure, InvalidArgument)
+
+
+def test_a_panic_of_the_library_fails_its_own_row(monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def panicking(matcher, vocab_size):
+        raise PanicException("out of luck")
+
+    constraint = constrained("A+")
+    monkeypatch.setattr("services.inference.constraint.next_tokens", panicking)
+    constraint.note(0)
+    assert "out of luck" in constraint.failure.message

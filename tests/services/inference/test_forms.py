@@ -217,3 +217,41 @@ def test_a_bias_against_all_beginnings_contradicts_and_one_against_some_does_not
     form.check(GenerationParameters(logit_bias={a: -100}))
     with pytest.raises(InvalidArgument, match="forbids every token"):
         form.check(GenerationParameters(logit_bias={a: -100, c: -100}))
+
+
+HOSTILE = st.one_of(
+    st.text(max_size=40),
+    st.text(st.sampled_from("(){}[]|*+?.^$\\/\"'abx019,-:=\n \ud83d#%&~<>"), max_size=40),
+    st.lists(
+        st.sampled_from(["root ::=", '"a"', "[a-z]", "(", ")", "|", "{2,}", "root", "\n", "%import x", "x ::="])
+    ).map(" ".join),
+    st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.just("string"), st.just("#")),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3),
+            st.dictionaries(
+                st.sampled_from(
+                    ["type", "properties", "items", "enum", "anyOf", "$ref", "pattern", "minItems", "const"]
+                ),
+                inner,
+                max_size=3,
+            ),
+        ),
+        max_leaves=8,
+    ).map(json.dumps),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["json_schema", "regex", "grammar"]), HOSTILE, st.integers(0, 2**32))
+def test_whatever_is_asked_for_is_a_form_or_is_refused_with_its_field(kind, text, seed):
+    text = text.encode(errors="replace").decode()
+    wanted = StructuredOutput(**{kind: text})
+    try:
+        form = FORMS[PAIRS].compile(wanted)
+    except InvalidArgument as error:
+        (field,) = error.violations
+        assert field == f"parameters.structured_output.{kind}"
+        error.violations[field].encode()
+    else:
+        assert written(PAIRS, form, seed, limit=40)
