@@ -1,8 +1,8 @@
 """Chooses the next tokens, for all rows at once. Knows logits and random numbers; nothing of sequences or text.
 
-Every operation works row by row, so that a row's token depends on its own logits, settings and stream alone. The
-stream is counter-based: the number for a sequence's k-th token is a pure function of (seed, stream, k), by Philox
-(Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+A row's token depends on its own logits, settings and stream alone. The stream is counter-based: the number for a
+sequence's k-th token is a pure function of (seed, stream, k), by Philox (Salmon et al. 2011, "Parallel random numbers:
+as easy as 1, 2, 3").
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.lottery import Terms, draw
 from services.inference.penalties import Bender, Bending
-
-NUCLEUS = 256
-"""Candidates that top-p sorts first; it sorts the whole vocabulary only where these do not reach the mass."""
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -52,16 +50,14 @@ class Sampling:
 class Plan:
     """What a run of rows asks for, worked out once until one of them changes.
 
-    `drawing` are the rows that draw, counted from the first of the run, None for all of them; everything else is in
-    their order. `sharpness` is 1 / temperature, [m, 1]; `top_k` groups them by k; None where nobody asks for it.
+    `drawing` are the rows that draw, counted from the first of the run, in `slots` of the sampler; None where all do.
+    `bent` are the rows whose logits are changed before.
     """
 
     drawing: Rows | None
     slots: Rows
-    sharpness: Floats
-    top_k: tuple[tuple[int, Rows], ...]
-    min_p: Floats | None
-    top_p: NDArray[np.float64] | None
+    terms: Terms
+    bent: tuple[tuple[int, Sequence[Bender]], ...]
 
 
 class Sampler:
@@ -72,7 +68,7 @@ class Sampler:
         self._draws = np.zeros((slots, capacity), np.float64)
         self._drawn = np.zeros(slots, np.int64)
         self._benders: list[Sequence[Bender]] = [()] * slots
-        self._plans: dict[tuple[int, int], Plan | None] = {}
+        self._plans: dict[tuple[int, int], Plan] = {}
 
     def place(self, row: int, sampling: Sampling, count: int, benders: Sequence[Bender] = ()) -> None:
         """Makes `row` sample like this, for at most `count` tokens, its logits bent by `benders` one after another."""
@@ -93,94 +89,57 @@ class Sampler:
 
     def sample(self, logits: Floats, first_row: int = 0) -> Rows:
         """The next token [n] of the rows from `first_row`, given their logits [n, vocab]; -1 where these are NaN."""
-        benders = self._benders[first_row : first_row + len(logits)]
-        if any(benders):
+        run = (first_row, len(logits))
+        plan = self._plans.get(run)
+        if plan is None:
+            plan = self._plans[run] = self._planned(*run)
+        if plan.bent:
             logits = logits.copy()
-            for row, bending in enumerate(benders):
-                for bender in bending:
+            for row, benders in plan.bent:
+                for bender in benders:
                     bender.bend(logits[row])
-        best = logits.max(axis=1, keepdims=True)
-        tokens = self._chosen(logits, best, first_row)
-        if np.isnan(best.sum()):
-            tokens = np.where(np.isnan(best[:, 0]), -1, tokens)
-        for row, bending in enumerate(benders):
-            for bender in bending if tokens[row] >= 0 else ():
+        tokens = self._chosen(logits, plan)
+        for row, benders in plan.bent:
+            for bender in benders if tokens[row] >= 0 else ():
                 bender.note(int(tokens[row]))
         return tokens
 
-    def _chosen(self, logits: Floats, best: Floats, first_row: int) -> Rows:
-        run = (first_row, len(logits))
-        if run not in self._plans:
-            self._plans[run] = self._planned(*run)
-        plan = self._plans[run]
-        if plan is not None and plan.drawing is None:
-            return self._drawn_tokens(logits - best, plan)
+    def _chosen(self, logits: Floats, plan: Plan) -> Rows:
         tokens: Rows = logits.argmax(axis=1)
-        if plan is not None:
-            tokens[plan.drawing] = self._drawn_tokens(logits[plan.drawing] - best[plan.drawing], plan)
+        best = logits[np.arange(len(logits)), tokens]
+        # NaN counts as the greatest. Told before anything is drawn, which would make a token of it.
+        is_nan = np.isnan(best)
+        if len(plan.slots):
+            numbers = self._draws[plan.slots, self._drawn[plan.slots]]
+            self._drawn[plan.slots] += 1
+            if plan.drawing is None:
+                tokens = draw(logits, best[:, None], plan.terms, numbers)
+            else:
+                tokens[plan.drawing] = draw(logits[plan.drawing], best[plan.drawing, None], plan.terms, numbers)
+        if is_nan.any():
+            tokens[is_nan] = -1
         return tokens
 
-    def _planned(self, first_row: int, count: int) -> Plan | None:
-        """None where every row is greedy."""
+    def _planned(self, first_row: int, count: int) -> Plan:
         settings = self._settings[first_row : first_row + count]
+        benders = self._benders[first_row : first_row + count]
         drawing = np.array([row for row, sampling in enumerate(settings) if not sampling.is_greedy], np.int64)
-        if not len(drawing):
-            return None
-        chosen = [settings[row] for row in drawing]
-        # Beyond 1e6, differences of 1e-5 between logits already decide: float32 has no finer ones.
-        sharpness = [min(1 / sampling.temperature, 1e6) for sampling in chosen]
-        ks = np.array([sampling.top_k for sampling in chosen])
-        min_p = np.array([sampling.min_p for sampling in chosen], np.float32)
-        top_p = np.array([sampling.top_p for sampling in chosen], np.float64)
         return Plan(
             drawing=None if len(drawing) == count else drawing,
             slots=drawing + first_row,
-            sharpness=np.array(sharpness, np.float32)[:, None],
-            top_k=tuple((k, np.flatnonzero(ks == k)) for k in sorted(set(ks.tolist())) if k),
-            min_p=min_p[:, None] if min_p.any() else None,
-            top_p=top_p if (top_p < 1).any() else None,
+            terms=_terms([settings[row] for row in drawing]),
+            bent=tuple((row, bending) for row, bending in enumerate(benders) if bending),
         )
 
-    def _drawn_tokens(self, scaled: Floats, plan: Plan) -> Rows:
-        """One draw for each row of `scaled` [m, vocab], logits less their greatest, which steps the row's stream."""
-        scaled *= plan.sharpness
-        for k, rows in plan.top_k:
-            _keep_top_k(scaled, k, rows)
-        weights = np.exp(scaled, out=scaled)  # the best one weighs 1
-        if plan.min_p is not None:
-            weights[weights < plan.min_p] = 0
-        if plan.top_p is not None:
-            _keep_top_p(weights, plan.top_p)
-        mass = weights.cumsum(axis=1, dtype=np.float64)
-        aim = self._draws[plan.slots, self._drawn[plan.slots]] * mass[:, -1]
-        self._drawn[plan.slots] += 1
-        tokens: Rows = (mass > aim[:, None]).argmax(axis=1)
-        return tokens
 
-
-def _keep_top_k(scaled: Floats, k: int, rows: Rows) -> None:
-    """Excludes, in place, what is smaller than a row's k-th largest; ties with it stay."""
-    vocab = scaled.shape[1]
-    if k < vocab:
-        chosen = scaled if len(rows) == len(scaled) else scaled[rows]
-        least = np.partition(chosen, vocab - k, axis=1)[:, vocab - k, None]
-        chosen[chosen < least] = -np.inf
-        if chosen is not scaled:
-            scaled[rows] = chosen
-
-
-def _keep_top_p(weights: Floats, top_p: NDArray[np.float64]) -> None:
-    """Sets to zero, in place, what the fewest largest weights with the share `top_p` [m] do not need; ties stay."""
-    share = np.where(top_p < 1, top_p * weights.sum(axis=1, dtype=np.float64), np.inf)
-    least = np.zeros(len(weights), np.float32)
-    vocab = weights.shape[1]
-    open_rows = np.flatnonzero(top_p < 1)
-    for count in sorted({min(NUCLEUS, vocab), vocab}):
-        chosen = weights[open_rows]
-        largest = chosen if count == vocab else np.partition(chosen, vocab - count, axis=1)[:, vocab - count :]
-        descending = np.sort(largest, axis=1)[:, ::-1]
-        has_share = descending.cumsum(axis=1, dtype=np.float64) >= share[open_rows, None]
-        reached = has_share[:, -1]
-        least[open_rows] = np.where(reached, descending[np.arange(len(chosen)), has_share.argmax(axis=1)], 0)
-        open_rows = open_rows[~reached]
-    weights[weights < least[:, None]] = 0
+def _terms(chosen: list[Sampling]) -> Terms:
+    # Beyond 1e6, differences of 1e-5 between logits already decide: float32 has no finer ones.
+    sharpness = [min(1 / sampling.temperature, 1e6) for sampling in chosen]
+    min_p = np.array([sampling.min_p for sampling in chosen], np.float32)
+    top_p = np.array([sampling.top_p for sampling in chosen], np.float64)
+    return Terms(
+        sharpness=np.array(sharpness, np.float32)[:, None],
+        top_k=np.array([sampling.top_k for sampling in chosen], np.int64),
+        min_p=min_p[:, None] if min_p.any() else None,
+        top_p=top_p if (top_p < 1).any() else None,
+    )

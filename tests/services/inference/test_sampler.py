@@ -3,12 +3,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.sampler import NUCLEUS, Sampler, Sampling
+from services.inference.lottery import NUCLEUS
+from services.inference.sampler import Sampler, Sampling
 
 SAMPLINGS = st.builds(
     Sampling,
     temperature=st.sampled_from([0, 1e-9, 0.5, 1.0, 3.0]),
-    top_k=st.sampled_from([0, 1, 3, 1000]),
+    top_k=st.sampled_from([0, 1, 3, 1000, 3000]),
     top_p=st.sampled_from([1e-6, 0.3, 0.9, 1.0]),
     min_p=st.sampled_from([0, 0.1, 1.0]),
     seed=st.integers(0, 2**64 - 1),
@@ -19,7 +20,7 @@ def logits_of(rows, vocab, seed=0):
     return np.random.default_rng(seed).normal(0, 3, (rows, vocab)).astype(np.float32)
 
 
-@given(st.lists(SAMPLINGS, min_size=1, max_size=9), st.sampled_from([5, 65, 300, 1000]), st.data())
+@given(st.lists(SAMPLINGS, min_size=1, max_size=9), st.sampled_from([5, 65, 1000, 2049, 5001]), st.data())
 def test_a_row_draws_the_same_in_every_company(samplings, vocab, data):
     steps = [logits_of(len(samplings), vocab, step) for step in range(3)]
     alone = []
