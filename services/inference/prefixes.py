@@ -62,12 +62,10 @@ class Prefixes:
         most = len(prompt) - 1
         if most < LEAST:
             return None
-        first = prompt[0]
         for row, held in enumerate(self._held):
-            if held is not None and held[0] == first:
-                length = min(common_length(held, prompt), most)
-                if length >= LEAST and (best is None or length > best.length):
-                    best = Match(row, length)
+            length = 0 if held is None else min(common_length(held, prompt), most)
+            if length >= LEAST and (best is None or length > best.length):
+                best = Match(row, length)
         if best:
             self._used[best.row] = next(self._uses)
         return best
@@ -87,7 +85,9 @@ class Prefixes:
 
 
 def common_length(one: Tokens, other: Tokens) -> int:
-    """How many tokens two sequences begin with in common."""
+    """How many tokens two sequences, none of them empty, begin with in common."""
+    if one[0] != other[0]:  # most of the time, and forty times as fast
+        return 0
     length = min(len(one), len(other))
     differences = np.flatnonzero(one[:length] != other[:length])
     return int(differences[0]) if len(differences) else length

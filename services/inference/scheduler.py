@@ -18,6 +18,8 @@ from services.inference.sequence import Sequence
 
 SMOOTHING = 0.1
 """Weight of the newest sequence in the mean time that a slot is held."""
+CHUNKS_AT_ONCE = 4
+"""Most chunks that are read between two decode steps."""
 AGEING_S = 1.0
 """So many seconds of waiting are worth one step of priority: nobody waits forever for the more important."""
 
@@ -116,13 +118,18 @@ class Scheduler:
         heapq.heappush(self._waiting, (turn_s, next(self._arrivals), sequence))
 
     def runs(self) -> Iterator[PromptRun]:
-        """What to read of prompts before the next decode step: one chunk's worth of tokens.
+        """What to read of prompts before the next decode step.
 
-        Each run must have been read, and its sequences promoted or removed if it was the last, before the next.
+        A chunk's worth of tokens; more, the more prompts wait for each sequence that would have to wait for them: a
+        batch that fills at once decodes in fewer steps. Each run must have been read, and its sequences promoted or
+        removed if it was the last, before the next.
         """
-        left = self._chunk_tokens
-        while run := self._next_run(left):
+        chunks = len(self._waiting) // max(1, len(self.running))
+        left = self._chunk_tokens * min(max(1, chunks), CHUNKS_AT_ONCE)
+        is_first = True
+        while run := self._next_run(left, is_first=is_first):
             left -= run.tokens
+            is_first = False
             yield run
 
     def promote(self, sequence: Sequence) -> Move | None:
@@ -159,21 +166,16 @@ class Scheduler:
             self.prefixes.forget(source)
         return Move(source, row, keeps)
 
-    def _next_run(self, left: int) -> PromptRun | None:
-        """The rest of a long prompt, or those whose turn it is; None where nothing fits what is left of the chunk."""
-        is_first = left == self._chunk_tokens
+    def _next_run(self, left: int, *, is_first: bool) -> PromptRun | None:
+        """The rest of a long prompt, or those whose turn it is; None where nothing fits into what is left."""
         if not self.reading:
             if not self._waiting or len(self.running) == self.slots:
                 return None
             cost = min(len(self._waiting[0][2].prompt), self._chunk_tokens)
-            if not is_first and cost > left:
-                return None
-            return self._admit(left)
+            return self._admit(min(left, self._chunk_tokens)) if is_first or cost <= left else None
         (sequence,) = self.reading
-        start, end = sequence.read, self._end_of_piece(sequence)
-        if not is_first and end - start > left:
-            return None
-        return PromptRun((sequence,), start, end)
+        run = PromptRun((sequence,), sequence.read, self._end_of_piece(sequence))
+        return run if is_first or run.tokens <= left else None
 
     def _admit(self, left: int) -> PromptRun:
         """Gives slots to the first that waits, and to those behind it whose prompts can be read with its own."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from octavo.errors import ResourceExhausted
 from services.inference.prefixes import LEAST
-from services.inference.scheduler import AGEING_S, Scheduler
+from services.inference.scheduler import AGEING_S, CHUNKS_AT_ONCE, Scheduler
 
 SLOTS, LIMIT, CHUNK = 4, 6, 48
 
@@ -49,7 +49,7 @@ class Rows:
         return not is_full
 
     def read(self):
-        left = CHUNK
+        left = CHUNK * min(CHUNKS_AT_ONCE, max(1, self.scheduler.waiting_count // max(1, len(self.scheduler.running))))
         for run in self.scheduler.runs():
             assert run.tokens <= left
             left -= run.tokens
@@ -130,8 +130,6 @@ def test_what_a_running_row_begins_with_is_copied_and_not_read():
     rows.add(Stub(0, range(40)))
     rows.add(Stub(1, [*range(30), 99, 98]))
     rows.read()
-    assert [(run.start, run.end) for run in rows.runs] == [(0, 40)]
-    rows.read()
     assert [(run.start, run.end) for run in rows.runs] == [(0, 40), (30, 32)]
     assert rows.runs[1].sequences[0].reused == 30
 
@@ -197,7 +195,17 @@ def test_short_prompts_are_read_together_up_to_one_chunk():
     for number in range(4):
         rows.add(distinct(number, 15))
     rows.read()
-    assert [[one.number for one in run.sequences] for run in rows.runs] == [[0, 1, 2]]
+    assert [[one.number for one in run.sequences] for run in rows.runs] == [[0, 1, 2], [3]]
+
+
+def test_more_is_read_at_once_the_more_wait_for_each_that_would_have_to_wait():
+    rows = Rows(slots=40)
+    for number in range(6):
+        rows.add(distinct(number, CHUNK))
+    rows.read()
+    assert len(rows.runs) == CHUNKS_AT_ONCE
+    rows.read()  # four decode now, two wait
+    assert len(rows.runs) == CHUNKS_AT_ONCE + 1
 
 
 def test_a_short_prompt_is_not_filled_up_to_a_much_longer_one():
