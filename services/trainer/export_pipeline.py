@@ -66,9 +66,10 @@ class ExportPipeline:
         bundle = Bundle.open(self._fetch(version))
         dataset = self._run.dataset(self._spec.dataset)
         lineage = _lineage_of(bundle.directory)
+        fraction = _held_out_fraction(lineage, self._spec.dataset)
         conversion = Conversion(
             bundle.directory,
-            self._yardstick(bundle, dataset, lineage),
+            self._yardstick(bundle, dataset, fraction),
             max_increase=self._spec.max_perplexity_increase,
             threads=self._spec.threads,
             say=self._run.say,
@@ -76,7 +77,7 @@ class ExportPipeline:
         )
         qualities = self._convert(conversion)
         baseline = conversion.baseline
-        extended = self._extended_lineage(version, lineage, dataset, environment)
+        extended = self._extended_lineage(version, lineage, dataset, fraction, environment)
         extended.write(bundle.directory)
         return self._release(version, bundle, extended, baseline, qualities)
 
@@ -99,11 +100,10 @@ class ExportPipeline:
         manifest.verify(directory)
         return directory
 
-    def _yardstick(self, bundle: Bundle, dataset: datasets_pb2.Dataset, lineage: Lineage | None) -> Yardstick:
+    def _yardstick(self, bundle: Bundle, dataset: datasets_pb2.Dataset, fraction: float) -> Yardstick:
         path = self._run.directory.path / "text"
         self._run.say(pb.JOB_PHASE_PREPARE, "fetching the text")
         self._run.download(dataset.blob, path)
-        fraction = _held_out_fraction(lineage, self._spec.dataset)
         text = read_text(path)
         self._run.say(pb.JOB_PHASE_PREPARE, "turning the text into tokens")
         return Yardstick.of_text(bundle.architecture, bundle.tokenizer, text, fraction)
@@ -133,13 +133,16 @@ class ExportPipeline:
         version: registry_pb2.Version,
         lineage: Lineage | None,
         dataset: datasets_pb2.Dataset,
+        fraction: float,
         environment: pb.EnvironmentFingerprint,
     ) -> Lineage:
         """What the weights were trained from stays said; the job, its spec and the parent are this one's."""
         used = DatasetDigest(name=self._spec.dataset, digest=dataset.blob.removeprefix("blobs/"))
         before = lineage.datasets if lineage else ()
         return Lineage(
-            specification=MessageToDict(self._spec, preserving_proto_field_name=True),
+            # The fraction is not asked for but follows from the training; an export of this version needs it again.
+            specification=MessageToDict(self._spec, preserving_proto_field_name=True)
+            | {"validation_fraction": fraction},
             datasets=(*before, *(() if used in before else (used,))),
             seed=version.lineage.seed,
             step=version.lineage.step,

@@ -11,14 +11,20 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
+from octavo.errors import FailedPrecondition
 from octavo.formats.architecture import Architecture
+from octavo.v1.errors_pb2 import Reason
 
 _CACHE_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 __all__ = ["GraphSession", "NoKernel", "open_graph"]
+
+
+_UNFIT: Final = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile)
 
 
 class GraphSession:
@@ -31,6 +37,8 @@ class GraphSession:
         self._session = open_graph(path, threads=threads)
         inputs = {value.name: value.type for value in self._session.get_inputs()}
         self._names = inputs.keys()
+        if "answered" not in self._names:
+            raise _unfit(path.name, "it has no input `answered`; another Octavo made it: train or export again")
         self._cache_types = {
             name.removeprefix("past_"): _CACHE_TYPES[kind] for name, kind in inputs.items() if name.startswith("past_")
         }
@@ -103,7 +111,7 @@ class GraphSession:
 def open_graph(graph: Path | bytes, *, threads: int, folder: Path | None = None) -> ort.InferenceSession:
     """A session on the CPU, for a file or for a graph in memory whose tensors lie in `folder`.
 
-    NoKernel where the CPU has none for an operation in the type of the graph.
+    NoKernel where the CPU has none for an operation in the type of the graph; FailedPrecondition for what is no graph.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -112,4 +120,11 @@ def open_graph(graph: Path | bytes, *, threads: int, folder: Path | None = None)
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     source = graph if isinstance(graph, bytes) else str(graph)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except _UNFIT as error:
+        raise _unfit(graph.name if isinstance(graph, Path) else "the graph", str(error)[:500]) from error
+
+
+def _unfit(name: str, why: str) -> FailedPrecondition:
+    return FailedPrecondition(Reason.REASON_FORMAT_NOT_SUPPORTED, f"{name} cannot be run: {why}")

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
+from octavo.errors import FailedPrecondition
 from octavo.formats.architecture import Architecture
 from octavo.formats.bundle import CONFIG_FILE, GRAPH_FILE, write_json
 from octavo.formats.manifest import WEIGHTS_FILE
@@ -60,3 +62,18 @@ def test_a_completion_is_the_most_likely_token_each_time(model):
     text = np.concatenate([IDS[0, :8], ids])[None]
     every = GraphSession(directory / GRAPH_FILE, a).feed_all(text[:, :-1])
     np.testing.assert_allclose(logits, every[0, 7:], rtol=0, atol=1e-5)
+
+
+def test_what_is_no_graph_of_ours_is_refused_with_its_name(tmp_path):
+    a = Architecture.derive("gpt2", vocab_size=31, context_length=32, width=32, layers=2, heads=2)
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(FailedPrecondition, match=r"model\.onnx cannot be run"):
+        GraphSession(tmp_path / "model.onnx", a)
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    node = helper.make_node("Identity", ["x"], ["y"])
+    other = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([node], "other", [value], [other])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(FailedPrecondition, match="no input `answered`"):
+        GraphSession(tmp_path / "model.onnx", a)

@@ -8,13 +8,14 @@ import pytest
 
 from octavo.formats.bundle import graph_file, weights_file
 from octavo.formats.manifest import WEIGHTS_FILE
-from octavo.formats.tensor_file import read_header
+from octavo.formats.tensor_file import read_header, read_tensor, write_safetensors
+from services.trainer import quantized_model
 from services.trainer.activations import observe
 from services.trainer.graph_session import GraphSession
 from services.trainer.half_model import write_half
 from services.trainer.onnx_export import export_graph
 from services.trainer.quantized_model import WRITERS
-from services.trainer.smoothing import sites
+from services.trainer.smoothing import fold, sites
 from tests.services.trainer.small_models import SHAPES, architecture, write_model
 
 # The root mean square error of the logits, as a part of their own. Random weights amplify what is lost at each
@@ -120,6 +121,34 @@ def test_tensors_lie_in_a_file_of_their_own_and_the_embedding_is_not_copied(made
     assert places[embedding] == WEIGHTS_FILE
     assert set(places.values()) == {WEIGHTS_FILE, weights_file("int4")}
     assert not any(".attn." in name or "_proj" in name for name in header.tensors if name.endswith("weight"))
+
+
+def rounding_error(directory, a, ids, wanted):
+    """Of W8A8, as a part of the logits."""
+    WRITERS["int8"][0](directory, observe(directory, windows_of(a)), lambda: None)
+    found = GraphSession(directory / graph_file("int8"), a).feed_all(ids)
+    return np.sqrt(np.square(found - wanted).mean() / np.square(wanted).mean())
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama-untied-grouped", "qwen3"])
+def test_channels_that_are_louder_than_others_cost_w8a8_little(tmp_path, shape, monkeypatch):
+    """As large models have them: the same function, with one channel of each activation made 60 times as loud."""
+    a = architecture(shape)
+    directory = write_model(tmp_path, a)
+    header = read_header(directory / WEIGHTS_FILE)
+    tensors = {name: np.array(read_tensor(directory / WEIGHTS_FILE, entry)) for name, entry in header.tensors.items()}
+    loud = {}
+    for site in sites(a):
+        if site.name.endswith(("qkv", "mlp_in")):
+            loud[site.name] = np.ones(a.width, np.float32)
+            loud[site.name][11] = 1 / 60
+    write_safetensors(directory / WEIGHTS_FILE, fold(a, tensors, loud), {"format": "pt"})
+    export_graph(directory)
+    ids = np.random.default_rng(9).integers(0, a.vocab_size, (1, 48))
+    wanted = GraphSession(directory / graph_file("fp32"), a).feed_all(ids)
+    smoothed = rounding_error(directory, a, ids, wanted)
+    monkeypatch.setattr(quantized_model, "search", lambda *_: None)
+    assert smoothed < 0.6 * rounding_error(directory, a, ids, wanted)
 
 
 def test_the_same_checkpoint_and_text_give_the_same_bytes(tmp_path):
