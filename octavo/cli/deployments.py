@@ -52,6 +52,9 @@ def create(
     version: Annotated[str, typer.Argument(help="`poet/3`, or `poet@champion` to follow an alias.", metavar="VERSION")],
     *,
     precision: Annotated[str, typer.Option(help="fp32, int8, …; unless said, the server's choice.")] = "",
+    on_demand: Annotated[
+        bool, typer.Option("--on-demand", help="Held in memory only while it is used; its next request loads it again.")
+    ] = False,
     wait_s: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for READY; 0 does not wait.")] = 60.0,
     as_json: AsJson = False,
 ) -> None:
@@ -59,7 +62,7 @@ def create(
 
     Example: `octavo deployments create poet poet@champion --precision int8`
     """
-    target = pb.DeploymentTarget(version=_version(version))
+    target = pb.DeploymentTarget(version=_version(version), on_demand=on_demand)
     if precision:
         field = pb.DeploymentTarget.DESCRIPTOR.fields_by_name["precision"]
         target.precision = pb.Precision.Value(spec_fields.enum_value(field, precision))
@@ -152,7 +155,8 @@ def _targets(deployment: pb.Deployment) -> str:
         words = followed if followed == resolved or not resolved else f"{followed} -> {resolved}"
         precision = wording.enum_word(pb.Precision.Name(target.precision), "PRECISION_") if target.precision else ""
         weight = f"weight {target.weight}" if len(deployment.targets) > 1 else ""
-        parts.append(" ".join(part for part in (words, precision, weight) if part))
+        held = "on demand" if target.on_demand else ""
+        parts.append(" ".join(part for part in (words, precision, weight, held) if part))
     return ", ".join(parts)
 
 

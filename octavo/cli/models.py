@@ -10,9 +10,12 @@ from rich.text import Text
 from octavo.cli import options, paging, screen, short_names, transfer, wording
 from octavo.cli.failure import Refusal
 from octavo.cli.options import AsJson, Limit
+from octavo.cli.served import served
 from octavo.v1 import registry_pb2 as pb
 
 app = typer.Typer(no_args_is_help=True, help="Models, their immutable versions, and the aliases that point at them.")
+
+app.command()(served)
 
 Model = Annotated[str, typer.Argument(help="`poet` or `models/poet`.", metavar="MODEL")]
 Reference = Annotated[

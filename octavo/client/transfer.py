@@ -8,6 +8,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -185,8 +186,9 @@ def _downloading(name: str, target: Path, size_bytes: int | None, progress: Prog
         return target
     patience = _Patience()
     total = yield from _size(name, size_bytes, patience)
-    partial: PartialFile = yield Work(lambda: PartialFile(target, digest))
-    try:
+    with ExitStack() as files:
+        # Opened and noted in one step: whoever is cancelled meanwhile closes it all the same.
+        partial: PartialFile = yield Work(lambda: files.enter_context(closing(PartialFile(target, digest))))
         yield Work(lambda: partial.restart(total))
         was_resumed = partial.size_bytes > 0
         yield from _filling(name, partial, total, progress, patience)
@@ -197,8 +199,6 @@ def _downloading(name: str, target: Path, size_bytes: int | None, progress: Prog
             partial.restart(0)
             raise _damaged(name)
         yield Work(partial.publish)
-    finally:
-        partial.close()
     return target
 
 

@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from octavo.errors import OctavoError
@@ -82,12 +83,22 @@ async def _taken(blobs: Any, step: Step) -> Any:
             return await blobs.WriteBlob(_read_ahead(step.requests))
         case Receive():
             async for response in blobs.ReadBlob(step.request):
-                await asyncio.to_thread(step.sink, response.chunk)
+                await _in_thread(partial(step.sink, response.chunk))
             return None
         case Work():
-            return await asyncio.to_thread(step.work)
+            return await _in_thread(step.work)
         case Wait():
             return await asyncio.sleep(step.seconds)
+
+
+async def _in_thread(work: Callable[[], Any]) -> Any:
+    """Runs `work` in a thread. Who is cancelled waits for its end: the script is about to close what it uses."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
 
 
 async def _read_ahead(requests: Iterator[WriteBlobRequest]) -> AsyncIterator[WriteBlobRequest]:

@@ -155,6 +155,15 @@ def test_a_model_lives_from_training_to_text(octavo, text_file, name, tmp_path):
     assert code != 0
     assert "unclosed group" in err
 
+    held = json.loads(octavo("models", "served", "--json")[1])["servedModels"]
+    (mine,) = [model for model in held if model["name"] == f"servedModels/{name}.1.fp32"]
+    assert (mine["state"], mine["deployments"]) == ("SERVED_MODEL_STATE_READY", [f"deployments/{name}"])
+    assert int(mine["completionTokenCount"]) >= 60
+    assert re.search(rf"{name}.1.fp32 +ready +{name} +[0-9.]+ MiB", octavo("models", "served")[1])
+    assert octavo("deployments", "create", name, f"{name}/1", "--on-demand")[0] == 0
+    assert "ready on demand" in octavo("models", "served")[1]
+    assert f"{name}/1 on demand" in octavo("deployments", "show", name)[1]
+
     assert "blocks.0.attention" in octavo("inspect", name)[1]
     assert json.loads(octavo("inspect", name, "--tensors", "--json")[1])["tensors"]
     assert octavo("models", "download", name, tmp_path / "bundle")[0] == 0

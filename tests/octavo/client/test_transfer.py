@@ -6,12 +6,14 @@ import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from octavo import serving
 from octavo.addresses import Addresses
 from octavo.client import AsyncClient, Client, transfer
+from octavo.client.partial_file import PartialFile
 from octavo.errors import DataLoss, InvalidArgument, NotFound
 from octavo.v1.blobs_pb2 import WriteBlobRequest
 from services.registry import Settings, assemble
@@ -48,6 +50,11 @@ def stored(tmp_path: Path, name: str) -> Path:
 
 def listing(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def open_files() -> list[Path]:
+    """What this process has open. Linux's."""
+    return [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.exists()]
 
 
 async def test_a_file_goes_up_and_comes_down_the_same(client: AsyncClient, source: Path, tmp_path: Path) -> None:
@@ -157,6 +164,29 @@ async def test_downloads_to_one_target_at_once_all_succeed(client: AsyncClient, 
     await asyncio.gather(*(transfer.download(client.blobs, blob.name, target) for _ in range(4)))
     assert target.read_bytes() == CONTENT
     assert listing(target.parent) == {"target"}
+
+
+async def test_a_download_that_is_cancelled_while_its_file_opens_leaves_no_file_open(
+    client: AsyncClient, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = await transfer.upload(client.blobs, source)
+    is_opening, may_open = threading.Event(), threading.Event()
+    opened = PartialFile._opened
+
+    def slowly(self: PartialFile) -> BinaryIO:
+        is_opening.set()
+        may_open.wait(10)
+        return opened(self)
+
+    monkeypatch.setattr(PartialFile, "_opened", slowly)
+    downloading = asyncio.create_task(transfer.download(client.blobs, blob.name, tmp_path / "target"))
+    await asyncio.to_thread(is_opening.wait, 10)
+    downloading.cancel()
+    await asyncio.sleep(0)
+    may_open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await downloading
+    assert not [path for path in open_files() if path.is_relative_to(tmp_path) and path.suffix == ".partial"]
 
 
 async def test_uploads_of_the_same_bytes_at_once_all_succeed(client: AsyncClient) -> None:

@@ -134,8 +134,10 @@ async def load():
 class Suite:
     """A registry and an inference server over it, with a client of both."""
 
-    def __init__(self, client, settings, metrics, address, stop_inference):
+    def __init__(self, client, settings, metrics, address, stop_inference, registry_stack):
         self.stop_inference = stop_inference
+        self.stop_registry = registry_stack.aclose
+        self._registry_stack = registry_stack
         self.address = address
         self.metrics = metrics
         self.client = client
@@ -143,6 +145,11 @@ class Suite:
         self.deployments = client.deployments
         self.registry = client.registry
         self.settings = settings
+
+    async def start_registry(self):
+        """Starts the registry again, where it was."""
+        port = int(self.settings.registry.rpartition(":")[2])
+        await self._registry_stack.enter_async_context(running(registry_service(self.settings.data_dir, port)))
 
     async def publish(self, directory, model="poet"):
         """Registers the files of a directory as the model's next version."""
@@ -182,12 +189,16 @@ class Suite:
                 await asyncio.sleep(0.02)
 
 
+def registry_service(data_dir, port=0):
+    settings = registry.Settings(port=port, data_dir=data_dir, drain_s=0.5)
+    return registry.assemble(settings, Telemetry.create("registry", ProcessMetrics()))
+
+
 @asynccontextmanager
 async def opened(data_dir, **changes):
     async with AsyncExitStack() as stack:
-        registry_settings = registry.Settings(port=0, data_dir=data_dir)
-        service = registry.assemble(registry_settings, Telemetry.create("registry", ProcessMetrics()))
-        addresses = await stack.enter_async_context(running(service))
+        registry_stack = await stack.enter_async_context(AsyncExitStack())
+        addresses = await registry_stack.enter_async_context(running(registry_service(data_dir)))
         settings = InferenceSettings(
             port=0,
             data_dir=data_dir,
@@ -201,7 +212,7 @@ async def opened(data_dir, **changes):
         client = await stack.enter_async_context(
             AsyncClient(Addresses(registry=addresses["registry"], inference=addresses["inference"]))
         )
-        yield Suite(client, settings, metrics, addresses["inference"], inference_stack.aclose)
+        yield Suite(client, settings, metrics, addresses["inference"], inference_stack.aclose, registry_stack)
 
 
 @pytest.fixture(scope="session")

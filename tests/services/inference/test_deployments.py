@@ -13,6 +13,7 @@ from octavo.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from octavo.v1.deployments_pb2 import (
     DeleteDeploymentRequest,
     DeploymentState,
+    DeploymentTarget,
     PromoteRequest,
 )
 from octavo.v1.errors_pb2 import Reason
@@ -25,6 +26,7 @@ from octavo.v1.inference_pb2 import (
 )
 from octavo.v1.registry_pb2 import SetAliasRequest
 from services import inference
+from services.inference.bundle_cache import BundleCache
 from services.inference.deployments import server_name
 from services.inference.engine import Engine
 
@@ -151,7 +153,8 @@ async def test_many_changes_of_version_lose_no_request_and_mix_no_answer(suite, 
 
     callers = [asyncio.create_task(ask()) for _ in range(4) for ask in (ask_at_once, ask_bit_by_bit)]
     for change in range(1, 13):
-        await suite.deploy(versions[change % 2])
+        deployment = await suite.deploy(versions[change % 2])
+        assert deployment.state == READY, deployment.statuses[0].message
         seen = len(answers)
         while len(answers) < seen + 4 and not any(caller.done() for caller in callers):
             await asyncio.sleep(0.005)
@@ -161,6 +164,57 @@ async def test_many_changes_of_version_lose_no_request_and_mix_no_answer(suite, 
     assert {version: {text for name, text in answers if name == version} for version in versions} == {
         version: {text} for version, text in expected.items()
     }
+
+
+async def test_a_registry_that_goes_away_during_a_change_delays_it_and_costs_no_request(suite, bundles, monkeypatch):
+    first, second = await suite.publish(bundles()), await suite.publish(bundles(seed=1))
+    await suite.deploy(first)
+    has_begun, may_go_on = asyncio.Event(), asyncio.Event()
+    download = BundleCache._download
+
+    async def slowly(self, manifest, target):
+        has_begun.set()
+        await may_go_on.wait()
+        await download(self, manifest, target)
+
+    monkeypatch.setattr(BundleCache, "_download", slowly)
+    await suite.want([DeploymentTarget(version=second)])
+    await has_begun.wait()
+    await suite.stop_registry()
+    may_go_on.set()
+    for _ in range(10):
+        assert await answering_version(suite) == first
+    await suite.start_registry()
+
+    async def has_changed():
+        return await answering_version(suite) == second
+
+    await until(has_changed)
+
+
+async def test_two_servers_of_one_directory_neither_fetch_twice_nor_take_away_what_the_other_uses(suite, bundles):
+    first, second = await suite.publish(bundles()), await suite.publish(bundles(seed=1))
+    other = inference.assemble(suite.settings, serving.Telemetry.create("inference", serving.ProcessMetrics()))
+    async with AsyncExitStack() as stack:
+        addresses = await stack.enter_async_context(serving.running(other))
+        client = await stack.enter_async_context(AsyncClient(Addresses(inference=addresses["inference"])))
+
+        async def other_answers():
+            try:
+                return (await client.inference.Generate(GenerateRequest(**asked()))).version
+            except (NotFound, Unavailable):
+                return ""
+
+        for version in (first, second, first, second):
+            await suite.deploy(version)
+            async with asyncio.timeout(10):
+                while {await answering_version(suite), await other_answers()} != {version}:
+                    await asyncio.sleep(0.01)
+
+        async def one_is_left():
+            return len(list((suite.settings.data_dir / "inference" / "bundles").iterdir())) == 1
+
+        await until(one_is_left)
 
 
 async def test_a_version_whose_vectors_do_not_hold_is_refused_and_the_old_one_goes_on(suite, bundles, tmp_path):
