@@ -59,7 +59,7 @@ class Loader:
             graph,
             usual,
             threads=self._settings.thread_count,
-            allow_spinning=self._settings.allow_spinning,
+            spin_us=self._settings.spin_us,
             size_limit_bytes=self._settings.tensor_model_limit_bytes,
             loop=self._loop,
             name=key.name.removeprefix("servedModels/"),
@@ -74,7 +74,7 @@ class Loader:
             path,
             architecture,
             threads=self._threads(architecture),
-            allow_spinning=self._settings.allow_spinning,
+            spin_us=self._settings.spin_us,
         )
         cache = graph.new_cache(slots=self._slots(graph.row_size_bytes(capacity), capacity), capacity=capacity)
         session = Session(graph, cache)

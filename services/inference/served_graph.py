@@ -29,11 +29,11 @@ _CACHE_TYPES: Mapping[str, type[np.generic]] = {
 class ServedGraph:
     """An open graph. Raises FailedPrecondition where it is not one that this server can run."""
 
-    def __init__(self, path: Path, architecture: Architecture, *, threads: int, allow_spinning: bool) -> None:
+    def __init__(self, path: Path, architecture: Architecture, *, threads: int, spin_us: int) -> None:
         self.architecture = architecture
         try:
             self._session = ort.InferenceSession(
-                str(path), session_options(threads, allow_spinning=allow_spinning), providers=list(PROVIDERS)
+                str(path), session_options(threads, spin_us=spin_us), providers=list(PROVIDERS)
             )
         except Exception as error:  # the runtime raises its own classes
             raise FailedPrecondition(
@@ -62,14 +62,16 @@ class ServedGraph:
         self._session.run_with_iobinding(binding)
 
 
-def session_options(threads: int, *, allow_spinning: bool) -> ort.SessionOptions:
+def session_options(threads: int, *, spin_us: int) -> ort.SessionOptions:
     """How our sessions are set up."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # a plan for each shape: prompts have too many
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if allow_spinning else "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
+    if spin_us:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
     return options
 
 

@@ -28,9 +28,9 @@ class InferenceSettings(ProgramSettings):
     """Prompts are read in chunks of so many tokens, one chunk between two steps of those already running."""
     threads: int = 0
     """Threads of one model's computation; 0 takes the cores that this process may use."""
-    allow_spinning: bool = False
-    """Lets these threads burn a core while they wait for one another: a little faster on idle machines, several
-    times slower on shared ones."""
+    spin_us: int = 50
+    """How long these threads burn a core while they wait for one another, in microseconds, before they sleep; 0 lets
+    them sleep at once. Waking takes about as long as a small operation."""
     messages_per_s: int = 500
     """Most stream messages to write per second and served model, first and last ones not counted: tokens that come
     faster travel together."""
@@ -75,6 +75,8 @@ class InferenceSettings(ProgramSettings):
         known = [name.removeprefix("PRECISION_").lower() for name in Precision.keys()[1:]]
         if unknown := [word for word in self.precisions.split(",") if word not in known]:
             raise SettingsError(f"precisions {unknown[0]!r} is none of {', '.join(known)}")
+        if not 0 <= self.spin_us <= 1_000_000:
+            raise SettingsError(f"spin_us {self.spin_us} is not between 0 and 1000000")
         if not 0 <= self.threads <= 1024:
             raise SettingsError(f"threads {self.threads} is not between 0 and 1024; 0 takes what there is")
 

@@ -45,7 +45,7 @@ class TensorModel:
         usual: BatchPolicy,
         *,
         threads: int,
-        allow_spinning: bool,
+        spin_us: int,
         size_limit_bytes: int,
         loop: asyncio.AbstractEventLoop,
         name: str,
@@ -59,7 +59,7 @@ class TensorModel:
                 f"its files have {size_bytes} bytes, more than the limit of {size_limit_bytes}; "
                 "raise OCTAVO_INFERENCE_TENSOR_MODEL_LIMIT_BYTES"
             )
-        session = TensorSession(graph, threads=threads, allow_spinning=allow_spinning)
+        session = TensorSession(graph, threads=threads, spin_us=spin_us)
         policy = _policy(session, directory, usual)
         meter = TensorMeter()
         batcher = TensorBatcher(session=session, policy=policy, meter=meter, loop=loop, name=name, logger=logger)

@@ -51,12 +51,12 @@ class Run:
 class TensorSession:
     """A graph, loaded. Raises FailedPrecondition for one that cannot be."""
 
-    def __init__(self, path: Path, *, threads: int, allow_spinning: bool) -> None:
+    def __init__(self, path: Path, *, threads: int, spin_us: int) -> None:
         try:
             # No library of custom operators is registered, and the runtime itself refuses external data that lies
             # outside the graph's directory: a graph is data here, whoever made it.
             self._session = ort.InferenceSession(
-                str(path), session_options(threads, allow_spinning=allow_spinning), providers=list(PROVIDERS)
+                str(path), session_options(threads, spin_us=spin_us), providers=list(PROVIDERS)
             )
         except Exception as error:  # the runtime raises its own classes
             raise refused(f"ONNX Runtime cannot load {path.name}: {error}") from error

@@ -65,7 +65,7 @@ def write_random_bundle(directory, family, seed=0, tokenizer=None, **sizes):
 
 
 def open_session(graph, architecture, slots, capacity=CONTEXT):
-    served = ServedGraph(graph, architecture, threads=1, allow_spinning=False)
+    served = ServedGraph(graph, architecture, threads=1, spin_us=0)
     return Session(served, served.new_cache(slots=slots, capacity=capacity))
 
 

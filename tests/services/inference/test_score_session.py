@@ -17,7 +17,7 @@ CHUNK = 32
 def session(request, bundles):
     directory = bundles(request.param)
     architecture = Architecture.from_config(read_json(directory / "config.json"))
-    graph = ServedGraph(directory / "model.onnx", architecture, threads=1, allow_spinning=False)
+    graph = ServedGraph(directory / "model.onnx", architecture, threads=1, spin_us=0)
     return ScoreSession(graph, capacity=96, chunk_tokens=CHUNK)
 
 

@@ -22,7 +22,7 @@ def altered(bundles, tmp_path):
             (tmp_path / path.name).hardlink_to(path)
         (tmp_path / "altered.onnx").write_bytes(model.SerializeToString())
         architecture = Architecture.from_config(json.loads((directory / CONFIG_FILE).read_text()))
-        return ServedGraph(tmp_path / "altered.onnx", architecture, threads=1, allow_spinning=False)
+        return ServedGraph(tmp_path / "altered.onnx", architecture, threads=1, spin_us=0)
 
     return opened
 
@@ -39,7 +39,7 @@ def test_a_file_that_is_no_graph_is_refused_in_the_runtimes_words(bundles, tmp_p
     architecture = Architecture.from_config(json.loads((bundles() / CONFIG_FILE).read_text()))
     (tmp_path / GRAPH_FILE).write_bytes(b"no graph")
     with pytest.raises(FailedPrecondition, match="ONNX Runtime cannot load"):
-        ServedGraph(tmp_path / GRAPH_FILE, architecture, threads=1, allow_spinning=False)
+        ServedGraph(tmp_path / GRAPH_FILE, architecture, threads=1, spin_us=0)
 
 
 def test_a_cache_has_the_element_type_that_the_graph_reads(altered):

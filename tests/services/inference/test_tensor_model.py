@@ -26,7 +26,7 @@ async def opened():
             graph,
             BatchPolicy(**{"rows": 8, **policy}),
             threads=1,
-            allow_spinning=False,
+            spin_us=0,
             size_limit_bytes=limit,
             loop=asyncio.get_running_loop(),
             name="test",
