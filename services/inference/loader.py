@@ -107,12 +107,12 @@ class Loader:
         row_bytes = capacity * architecture.kv_cache_bytes_per_token(element_bytes=cache_element_bytes(graph))
         slots = self._slots(row_bytes, capacity)
         # A layer's activations of one chunk, with the widest of them (four times the width) there and back; logits
-        # as float32 and the sampler's copies of them in float64. Measured: an upper bound from 1 to 124 M parameters.
+        # as float32 and the sampler's copies of them in float64. Measured: an upper bound from 1 to 85 M parameters.
         working = 16 * self._settings.chunk_tokens * architecture.width * 4 + 28 * slots * architecture.vocab_size
         working += ScoreSession.size_bytes(architecture, row_bytes=row_bytes, chunk_tokens=self._settings.chunk_tokens)
         return Footprint(
             weights_bytes=weights_bytes(graph),
-            cache_bytes=(slots + 1) * row_bytes,  # one for scoring
+            cache_bytes=slots * row_bytes,
             working_bytes=SESSION_BYTES + working,
         )
 

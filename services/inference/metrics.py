@@ -59,6 +59,7 @@ class InferenceCollector(Collector):
             for served in list(self._roster.models.values())
             if isinstance(loaded := served.loaded, LoadedModel)
         ]
+        yield self._memory()
         for name, text, read in _GAUGES:
             gauge = GaugeMetricFamily(name, text, labels=LABELS)
             for labels, engine in engines:
@@ -77,6 +78,14 @@ class InferenceCollector(Collector):
                 seen = distribution(meter)
                 histogram.add_metric(labels, list(seen.cumulated()), seen.total)
             yield histogram
+
+    def _memory(self) -> GaugeMetricFamily:
+        text = "Memory of the server's budget that is kept for a model in memory, in bytes."
+        gauge = GaugeMetricFamily("octavo_inference_memory_bytes", text, labels=LABELS)
+        for served in list(self._roster.models.values()):
+            if served.loaded and (footprint := served.footprint):
+                gauge.add_metric((served.key.version, served.key.name.rpartition(".")[2]), footprint.total_bytes)
+        return gauge
 
 
 def describe(version: str, asked: str, sequences: list[Sequence]) -> None:

@@ -14,6 +14,7 @@ from octavo.v1.deployments_pb2 import (
     DeleteDeploymentRequest,
     DeploymentState,
     DeploymentTarget,
+    Precision,
     PromoteRequest,
 )
 from octavo.v1.errors_pb2 import Reason
@@ -267,6 +268,48 @@ async def test_traffic_is_shared_by_weight(suite, bundles):
     await suite.deploy(*versions, weights=(3, 1))
     seen = [await answering_version(suite) for _ in range(8)]
     assert seen == [versions[number] for number in (0, 0, 1, 0, 0, 0, 1, 0)]
+
+
+def with_two_precisions(bundle, directory):
+    """The bundle with a second graph, which stands for int8 and computes the same."""
+    shutil.copytree(bundle, directory)
+    shutil.copyfile(directory / "model.onnx", directory / "model.int8.onnx")
+    conformance = json.loads((directory / "conformance.json").read_text())
+    conformance["precisions"]["int8"] = conformance["precisions"]["fp32"] | {"graph": "model.int8.onnx"}
+    (directory / "conformance.json").write_text(json.dumps(conformance))
+    return directory
+
+
+async def requests_by_name(suite):
+    listed = (await suite.inference.ListServedModels(ListServedModelsRequest())).served_models
+    return {model.name.removeprefix("servedModels/"): model.request_count for model in listed}
+
+
+async def test_two_precisions_of_one_version_share_traffic_and_the_preferred_one_answers_for_its_name(
+    suite, bundles, tmp_path
+):
+    version = await suite.publish(with_two_precisions(bundles(), tmp_path / "two"))
+    targets = [
+        DeploymentTarget(version=version, weight=weight, precision=precision)
+        for weight, precision in ((1, Precision.PRECISION_FP32), (2, Precision.PRECISION_INT8))
+    ]
+    assert (await suite.settled(await suite.want(targets))).state == READY
+    for _ in range(6):
+        await answering_version(suite)
+    assert await requests_by_name(suite) == {"poet.1.fp32": 2, "poet.1.int8": 4}
+    for name in ("models/poet", version):
+        await answering_version(suite, name)
+    assert await requests_by_name(suite) == {"poet.1.fp32": 4, "poet.1.int8": 4}
+
+
+@pytest.mark.parametrize(("preferred", "served_as"), [("fp32", "poet.1.fp32"), ("int4,int8", "poet.1.int8")])
+async def test_a_deployment_that_names_no_precision_gets_the_first_that_the_server_prefers_and_the_version_has(
+    bundles, open_suite, tmp_path, preferred, served_as
+):
+    async with open_suite(tmp_path, precisions=preferred) as suite:
+        await suite.deploy(await suite.publish(with_two_precisions(bundles(), tmp_path / "two")))
+        await answering_version(suite, "models/poet")
+        assert await requests_by_name(suite) == {served_as: 1}
 
 
 async def test_promoting_one_of_two_versions_gives_it_all_traffic(suite, bundles):

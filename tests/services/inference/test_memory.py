@@ -1,3 +1,7 @@
+import ctypes
+import mmap
+
+import numpy as np
 import psutil
 import pytest
 
@@ -29,5 +33,15 @@ def test_the_tightest_group_on_the_way_up_decides(machine):
     assert machine(pod_inference="20000\n") == 20000
 
 
-def test_giving_back_memory_is_harmless():
-    memory.Heap().trim()
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_what_is_allocated_for_a_model_has_pages_of_its_own_and_goes_with_it():
+    heap, process = memory.Heap(), psutil.Process()
+    before = process.memory_info().rss
+    with heap.apart(), heap.apart():
+        arrays = [np.ones(2 << 20, np.uint8) for _ in range(40)]
+    assert {array.ctypes.data % mmap.PAGESIZE for array in arrays} == {16}  # behind the length of the mapping
+    kept = arrays[-1]
+    del arrays
+    assert process.memory_info().rss - before < 20 << 20
+    assert kept.all()
+    heap.trim()

@@ -43,6 +43,7 @@ async def test_what_was_generated_is_counted(suite, bundles):
     assert seen["octavo_inference_inter_token_latency_seconds_sum", *LABELS] > 0
     assert seen["octavo_inference_sequences_running", *LABELS] == 0
     assert seen["octavo_inference_slots", *LABELS] == 4
+    assert seen["octavo_inference_memory_bytes", *LABELS] > 4 << 20
 
 
 @pytest.mark.parametrize(("value", "place"), [(0.5, 0), (1.0, 0), (1.5, 1), (3.0, 2)])
