@@ -19,6 +19,7 @@ TITLES = {
     "train": "Training: how low the loss gets in a given time",
     "generate": "Generation: tokens per second beside other engines",
     "streaming": "Serving: what scheduling and streaming cost",
+    "serving": "Serving: whole servers under open-loop load",
 }
 QUICK = {"train": ("--budgets", "3", "--seeds", "1", "--without-nanogpt")}
 """What makes a benchmark quick; for those that are not here it is `--quick`."""

@@ -3,18 +3,25 @@
 Speed does not depend on what the weights are, only on their shapes.
 """
 
+import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from octavo.formats.architecture import Architecture, Family
-from octavo.formats.bundle import write_bundle
+from octavo.formats.bundle import GENERATION_CONFIG_FILE, REQUIRED_FILES, write_bundle
 from octavo.formats.tokenizer import Tokenizer
+from services.trainer.conversion import Conversion
 from services.trainer.onnx_export import export_graph
 from services.trainer.parity import record_conformance
+from services.trainer.yardstick import Yardstick
+
+PRECISIONS = {"cpu": ("int8", "int8_weights", "int4"), "cuda": ("fp16", "bf16")}
+"""What is measured beside fp32, by device."""
 
 CORPUS_CHARACTERS = 16 << 20
 """Enough of Python's own library for 50,257 tokens."""
@@ -62,15 +69,35 @@ def write_checkpoint(directory: Path, shape: Shape, family: Family = "gpt2") -> 
     return directory
 
 
-def write_served(directory: Path, shape: Shape) -> list[str]:
-    """A checkpoint with its graphs, and what they answer on this machine as their conformance vectors.
+def write_served(directory: Path, shape: Shape, device: str = "cpu") -> list[str]:
+    """A checkpoint with its graphs, made and proven as an export makes them; answers the precisions that it has.
 
-    Answers the precisions that it has.
+    What is lost by fewer bits says nothing here, since the weights are random: it is looked at only briefly.
     """
     write_checkpoint(directory, shape)
     export_graph(directory)
     record_conformance(directory)
-    return ["fp32"]
+    windows = tuple(np.array(ids, np.int64) for ids in prompts(shape, 8, 128, seed=1))
+    yardstick = Yardstick(windows=windows, held_out=windows[0], held_out_bytes=len(windows[0]))
+    conversion = Conversion(
+        directory,
+        yardstick,
+        max_increase=float("inf"),
+        threads=len(os.sched_getaffinity(0)),
+        say=lambda phase, text: None,
+        heed=lambda: None,
+    )
+    for precision in PRECISIONS[device]:
+        conversion.make(precision)
+    return ["fp32", *PRECISIONS[device]]
+
+
+def link_checkpoint(bundle: Path, directory: Path) -> Path:
+    """The files of a bundle that every peer can read, without those of other precisions: vLLM loads all it finds."""
+    directory.mkdir(parents=True)
+    for name in (*REQUIRED_FILES, GENERATION_CONFIG_FILE):
+        (directory / name).hardlink_to(bundle / name)
+    return directory
 
 
 def prompts(shape: Shape, count: int, length: int, seed: int) -> list[list[int]]:
@@ -83,6 +110,7 @@ def _is_gain(name: str) -> bool:
     return name.endswith("weight") and ("ln_" in name or "norm" in name)
 
 
+@cache
 def _tokenizer(vocab_size: int) -> Tokenizer:
     if vocab_size < 256:
         return Tokenizer.train_characters("".join(map(chr, range(32, 31 + vocab_size))), has_end=True)

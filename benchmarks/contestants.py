@@ -19,7 +19,7 @@ FOUR_BITS = ("int4", "Q4_0")
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """One program at one precision. `family` is the layout of the weights that it can read, at the same size.
+    """One program at one precision. `family` is what it can read: the same weights, or others of the same size.
 
     `layer` is what of ours answers: the bare `session` or the `engine`.
     """
@@ -60,7 +60,7 @@ PEER_CONTESTANTS = tuple(
 def own(precisions: list[str]) -> list[Contestant]:
     """We, with the engine and without it."""
     return [
-        Contestant(name=f"{OURS} {layer}", precision=precision, layer=layer)
+        Contestant(name=f"{OURS} {layer}", precision=precision, family="bundle", layer=layer)
         for precision in precisions
         for layer in ("session", "engine")
     ]

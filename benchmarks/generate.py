@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.bundles import CHARACTERS, SHAPES, Shape, prompts, write_checkpoint, write_served
+from benchmarks.bundles import CHARACTERS, SHAPES, Shape, link_checkpoint, prompts, write_checkpoint, write_served
 from benchmarks.contestants import PEER_CONTESTANTS, Contestant, Worker, own
 from benchmarks.environments import DIRECTORY, NotAvailableError
 from benchmarks.rates import Comparison, Result, compare, rate_table, ratio_table
@@ -40,9 +40,12 @@ class Contest:
         self._options = options
         self._new = 8 if options.quick else NEW_TOKENS
         self._least_s = 0.0 if options.quick else LEAST_S
-        self._directories = {"gpt2": directory / "gpt2", "llama": directory / "llama"}
-        precisions = write_served(self._directories["gpt2"], shape)
-        write_checkpoint(self._directories["llama"], shape, "llama")
+        precisions = write_served(directory / "bundle", shape, options.device)
+        self._directories = {
+            "bundle": directory / "bundle",
+            "gpt2": link_checkpoint(directory / "bundle", directory / "gpt2"),
+            "llama": write_checkpoint(directory / "llama", shape, "llama"),
+        }
         everybody = [*own(precisions), *PEER_CONTESTANTS]
         chosen = [c for c in everybody if not options.only or any(part in c.title for part in options.only)]
         self.results = {contestant: _result(contestant) for contestant in chosen}

@@ -2,6 +2,8 @@
 
 import ctypes
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,10 @@ def _renamed(name: str) -> str:
 def _is_turned(name: str) -> bool:
     """GPT-2's projections are stored [in, out]; GGUF has [out, in]."""
     return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+
+
+if __name__ == "__main__":
+    # BUNDLE PRECISION DIRECTORY: says where the file is. What the library prints must not be taken for that.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    print(write(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])), file=answers)
