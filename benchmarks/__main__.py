@@ -60,7 +60,7 @@ def section(name: str, options: list[str]) -> str:
 
 def sections_of(page: str) -> dict[str, str]:
     """The parts of an earlier page by the benchmark's name."""
-    found = {}
+    found: dict[str, str] = {}
     for part in page.split("\n## ")[1:]:
         title = part.partition("\n")[0]
         found |= {name: f"## {part}" for name, known in TITLES.items() if known == title}
