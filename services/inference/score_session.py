@@ -1,8 +1,8 @@
 """The served graph, asked for an answer after every token: for scores and embeddings.
 
 The engine's weights, with a cache and a thread of its own: it never touches the engine's, and does one run at a time.
-Short texts are read together, right-padded to a length that follows from their own alone; long ones in chunks whose
-borders do. So a text meets the same shapes, and gets the same bits, in every company.
+Short texts are read together, right-padded to one length; long ones in chunks. A text gets the same bits in every
+company, and those that it would get as a prompt.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from octavo.formats.architecture import Architecture
 from services.inference.served_graph import ServedGraph, bind, bind_output
+from services.inference.session import padded_width
 
 PADDING = 8
 """Texts are padded to a multiple of so many tokens."""
@@ -101,7 +102,9 @@ class ScoreSession:
 
     def _padded(self, length: int) -> int:
         """What a text is padded to; its own length where it takes several runs."""
-        return length if length > self._chunk_tokens else min(-(-length // PADDING) * PADDING, self._chunk_tokens)
+        if length > self._chunk_tokens:
+            return length
+        return min(-(-length // PADDING) * PADDING, self._chunk_tokens, padded_width(self._capacity))
 
 
 class Workspace:
@@ -109,7 +112,8 @@ class Workspace:
 
     def __init__(self, graph: ServedGraph, *, capacity: int, run_tokens: int) -> None:
         self._graph = graph
-        self._cache = graph.new_cache(slots=1, capacity=max(capacity, run_tokens))
+        self._last_position = graph.architecture.context_length - 1
+        self._cache = graph.new_cache(slots=1, capacity=padded_width(max(capacity, run_tokens)))
         self._logits = np.empty((run_tokens, graph.architecture.vocab_size), np.float32)
         self._hidden = np.empty((run_tokens, graph.architecture.width), np.float32)
 
@@ -119,12 +123,13 @@ class Workspace:
 
         Whole texts are `padded` to one length, and share the memory of the cache; 0 is one chunk of a longer text.
         """
-        rows, width = len(chunks), padded or len(chunks[0])
+        rows, width = len(chunks), padded or padded_width(len(chunks[0]))
         token_ids = np.zeros((rows, width), np.int64)
         for line, chunk in zip(token_ids, chunks, strict=True):
             line[: len(chunk)] = chunk
-        positions = np.broadcast_to(np.arange(start, start + width, dtype=np.int64), (rows, width)).copy()
-        lengths = np.array([start + len(chunk) - 1 for chunk in chunks], np.int32)
+        positions = np.tile(np.minimum(np.arange(start, start + width), self._last_position), (rows, 1))
+        # With a past, padding counts as text; without one, what counts is each text's own length.
+        lengths = np.array([start + width - 1 if start else len(chunk) - 1 for chunk in chunks], np.int32)
         total = np.array(start + width, np.int32)
         pairs = [(row, at) for row, chunk in enumerate(chunks) for at in range(skipped[row], len(chunk))]
         answered = np.array(pairs or [(0, 0)], np.int64)  # a run has at least one answer, wanted or not

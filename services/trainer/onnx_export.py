@@ -246,11 +246,14 @@ class _GraphBuilder:
         return self._nodes.node("Mul", [silu, up], at + "gated")
 
     def _rotary_table(self, function: str) -> str:
-        """cos or sin [context, head_size / 2] in float32, angles as transformers computes them."""
+        """cos or sin [context, head_size / 2] in float32, angles as transformers computes them.
+
+        The kernel wants a row for each token that is fed, padding to an even number included.
+        """
         a = self._a
         exponents = np.arange(0, a.head_size, 2, dtype=np.float32) / np.float32(a.head_size)
         frequencies = np.float32(1) / np.power(np.float32(a.rope_theta or 1), exponents)
-        angles = np.arange(a.context_length, dtype=np.float32)[:, None] * frequencies[None, :]
+        angles = np.arange(a.context_length + a.context_length % 2, dtype=np.float32)[:, None] * frequencies[None, :]
         table = np.cos(angles) if function == "cos" else np.sin(angles)
         dtype = helper.tensor_dtype_to_np_dtype(self._arithmetic.element_type)
         return self._nodes.constant(f"rotary_{function}", table.astype(dtype))

@@ -43,8 +43,8 @@ CONTEXT = 96
 def write_random_bundle(directory, family, seed=0, tokenizer=None, **sizes):
     tokenizer = tokenizer or Tokenizer.train_characters(SYMBOLS, has_end=True)
     kv_heads = None if family == "gpt2" else 1
-    sizes = {"width": 32, "layers": 2, "heads": 2, "kv_heads": kv_heads, **sizes}
-    architecture = Architecture.derive(family, vocab_size=tokenizer.vocab_size, context_length=CONTEXT, **sizes)
+    usual = {"context_length": CONTEXT, "width": 32, "layers": 2, "heads": 2, "kv_heads": kv_heads}
+    architecture = Architecture.derive(family, vocab_size=tokenizer.vocab_size, **(usual | sizes))
     random = np.random.default_rng(seed)
     tensors = {
         name: random.normal(1 if len(size) == 1 and name.endswith("weight") else 0, 0.3, size).astype(np.float32)

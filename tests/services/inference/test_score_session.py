@@ -9,6 +9,7 @@ from octavo.formats.architecture import Architecture
 from octavo.formats.bundle import read_json
 from services.inference.score_session import PADDING, ScoreSession
 from services.inference.served_graph import ServedGraph
+from tests.services.inference.conftest import write_random_bundle
 
 CHUNK = 32
 
@@ -33,7 +34,7 @@ def read(session, texts, firsts=None, left=None):
 @given(st.lists(st.integers(1, 96), max_size=40))
 def test_every_text_is_in_one_group_of_texts_padded_alike_that_fit_into_one_run(lengths):
     session = ScoreSession.__new__(ScoreSession)
-    session._chunk_tokens = CHUNK
+    session._chunk_tokens, session._capacity = CHUNK, 96
     groups = session.groups(lengths)
     assert sorted(number for group in groups for number in group) == list(range(len(lengths)))
     for group in groups:
@@ -82,3 +83,18 @@ async def test_tasks_run_one_at_a_time_in_the_order_asked(session):
     order = []
     assert await session.work(lambda left: order.append(left.is_set()) or "answer") == "answer"
     assert order == [False]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_a_text_that_fills_a_context_of_any_length_gets_the_same_bits_however_it_is_cut(family, tmp_path):
+    context = 89
+    directory = write_random_bundle(tmp_path / family, family, context_length=context)
+    architecture = Architecture.from_config(read_json(directory / "config.json"))
+    graph = ServedGraph(directory / "model.onnx", architecture, threads=1, spin_us=0)
+    text = np.arange(context) % 66
+    whole, *cut = (
+        read(ScoreSession(graph, capacity=context, chunk_tokens=chunk), [text])[0] for chunk in (96, 8, 28, 56)
+    )
+    for logits, hidden in cut:
+        assert logits.tobytes() == whole[0].tobytes()
+        assert hidden.tobytes() == whole[1].tobytes()
