@@ -124,6 +124,8 @@ def served_model(served: ServedModel, deployments: list[str], *, on_demand: bool
         case TensorModel() as loaded:
             reply.waiting_count = loaded.batcher.waiting_count
             reply.waiting_limit = loaded.policy.waiting_limit
+            reply.failed_request_count = sum(loaded.meter.failed_s.counts)
+            reply.request_count = sum(loaded.meter.request_s.counts) + reply.failed_request_count
     return reply
 
 

@@ -266,9 +266,9 @@ class Residency:
 
     async def _drain(self, served: ServedModel) -> None:
         await served.drain(self._drain_s)
-        await self._dispose(served)
         if task := self._loads.get(served):
-            await asyncio.wait([task])
+            await asyncio.wait([task])  # what it was promised is in use until then
+        await self._dispose(served)
         self._roster.draining.remove(served)
         if lease := self._leases.pop(served, None):
             lease.close()

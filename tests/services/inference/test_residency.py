@@ -3,11 +3,15 @@ import gc
 import shutil
 import threading
 
+import grpc
+import numpy as np
 import psutil
 import pytest
 
 from octavo.client import partial_file
 from octavo.errors import InvalidArgument, Unavailable
+from octavo.open_inference import open_inference_pb2 as oip
+from octavo.open_inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from octavo.v1.deployments_pb2 import (
     DeleteDeploymentRequest,
     DeploymentState,
@@ -20,6 +24,7 @@ from octavo.v1.errors_pb2 import Reason
 from octavo.v1.inference_pb2 import (
     GenerateRequest,
     GenerationParameters,
+    GetServedModelRequest,
     ListServedModelsRequest,
     ServedModelState,
 )
@@ -28,7 +33,9 @@ from services.inference.loader import Loader
 from services.inference.memory import Heap
 from services.inference.served_model import Key
 from services.inference.settings import InferenceSettings
+from tests.services.inference import tensor_graphs
 
+VERIFYING = ServedModelState.SERVED_MODEL_STATE_VERIFYING
 READY, FAILED = DeploymentState.DEPLOYMENT_STATE_READY, DeploymentState.DEPLOYMENT_STATE_FAILED
 
 
@@ -123,6 +130,35 @@ async def test_the_memory_of_a_model_that_leaves_is_given_back_to_the_system(ope
             assert (await states(suite))["unloaded"] == [1]
             residues.append(process.memory_info().rss - start)
     assert max(residues) < weights_bytes / 5
+
+
+async def test_any_company_of_requests_is_answered_within_the_budget(room_for, bundles):
+    suite = await room_for(2)
+    versions = await publish(suite, bundles, 5)
+    for number, version in enumerate(versions):
+        await suite.deploy(version, deployment=f"d{number}", on_demand=True)
+    alone = {number: (await answer(suite, f"d{number}", seed=1)).completions[0].text for number in range(5)}
+    random = np.random.default_rng(3)
+    is_over = False
+
+    async def call():
+        for _ in range(12):
+            number = int(random.choice(5, p=[0.5, 0.3, 0.1, 0.05, 0.05]))
+            reply = await answer(suite, f"d{number}", seed=1)
+            assert (reply.version, reply.completions[0].text) == (versions[number], alone[number])
+            await asyncio.sleep(random.exponential(0.01))
+
+    async def watch():
+        while not is_over:
+            models = (await suite.inference.ListServedModels(ListServedModelsRequest())).served_models
+            held = [m for m in models if m.state in (VERIFYING, ServedModelState.SERVED_MODEL_STATE_READY)]
+            assert sum(model.memory_size_bytes for model in held) <= suite.settings.memory_limit_bytes
+            await asyncio.sleep(0.005)
+
+    watching = asyncio.create_task(watch())
+    await asyncio.gather(*(call() for _ in range(8)))
+    is_over = True
+    await watching
 
 
 async def test_many_requests_for_what_is_out_of_memory_load_it_once_and_all_wait(room_for, bundles, monkeypatch):
@@ -220,6 +256,32 @@ async def test_a_target_without_traffic_makes_room_and_comes_back_before_it_gets
     promoted = await suite.deployments.Promote(PromoteRequest(name="deployments/poet", version=versions[1]))
     assert (await suite.settled(promoted)).state == READY
     assert (await answer(suite)).version == versions[1]
+
+
+async def test_a_model_of_tensors_leaves_and_comes_back_like_any_other(room_for, bundles, tmp_path):
+    suite = await room_for(1)
+    tensor_graphs.identity(tmp_path / "graph")
+    await suite.deploy(await suite.publish(tmp_path / "graph", "mirror"), deployment="mirror", on_demand=True)
+    await suite.deploy(await suite.publish(bundles()), deployment="poet", on_demand=True)
+    request = oip.ModelInferRequest(model_name="mirror", raw_input_contents=[bytes(range(24))])
+    request.inputs.add(name="x", datatype="FP32", shape=[2, 3])
+    name = GetServedModelRequest(name="servedModels/mirror.1.fp32")
+    async with grpc.aio.insecure_channel(suite.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        for ask in (
+            lambda: stub.ModelInfer(request),
+            lambda: stub.ModelMetadata(oip.ModelMetadataRequest(name="mirror")),
+            lambda: stub.ModelConfig(oip.ModelConfigRequest(name="mirror")),
+        ):
+            await answer(suite)
+            model = await suite.inference.GetServedModel(name)
+            assert (model.state, model.memory_size_bytes) == (ServedModelState.SERVED_MODEL_STATE_UNLOADED, 0)
+            assert (await stub.ModelReady(oip.ModelReadyRequest(name="mirror"))).ready
+            reply = await ask()
+            assert "mirror" in str(reply)
+        assert (await stub.ModelInfer(request)).raw_output_contents[0] == bytes(range(24))
+    model = await suite.inference.GetServedModel(name)
+    assert (model.request_count, model.failed_request_count, model.on_demand) == (1, 0, True)
 
 
 async def test_on_demand_models_leave_memory_when_nobody_asks_for_long(room_for, bundles):
