@@ -27,8 +27,10 @@ from services.trainer.onnx_export import build_graph_of
 from services.trainer.quantization import Floats
 from services.trainer.smoothing import Site, sites
 
-# Rows of each activation that are kept to search over: four times as many change no scale by more than a percent.
-SAMPLE_ROWS: Final = 512
+# Rows of each activation that are kept, as many as fit this memory together: 2048 for a character model, 1024 for a
+# GPT-2 of 124 M parameters. Rounding in turn needs about as many as an activation has channels.
+SAMPLED_BYTES: Final = 256 << 20
+_ROWS: Final = (512, 2048)
 _CACHE_ROWS: Final = 2048
 
 
@@ -53,9 +55,10 @@ def observe(bundle: Path, windows: Sequence[npt.NDArray[np.int64]], *, threads: 
     """Run the fp32 graph of `bundle` over `windows` of token ids, none longer than the context."""
     a = Architecture.from_config(read_json(bundle / CONFIG_FILE))
     graph = _ObservedGraph(a, bundle, threads)
-    gathered = {site.name: _Gathered(sum(map(len, windows))) for site in sites(a)}
+    total = sum(map(len, windows))
+    gathered = {site.name: _Gathered(max(1, total // _sample_rows(a))) for site in sites(a)}
     caches: dict[str, list[Floats]] = {name: [] for name in graph.cache_names}
-    stride = max(1, sum(map(len, windows)) // _CACHE_ROWS)
+    stride = max(1, total // _CACHE_ROWS)
     for window in windows:
         found = graph.run(window)
         for name, gathering in gathered.items():
@@ -125,10 +128,10 @@ class _ObservedGraph:
 
 
 class _Gathered:
-    """One activation while it is being gathered from `total` tokens."""
+    """One activation while it is being gathered; of its rows each `stride`-th is kept."""
 
-    def __init__(self, total: int) -> None:
-        self._stride = max(1, total // SAMPLE_ROWS)
+    def __init__(self, stride: int) -> None:
+        self._stride = stride
         self._rows: list[Floats] = []
         self._squares: npt.NDArray[np.float64] = np.zeros(1)
         self._count = 0
@@ -140,6 +143,11 @@ class _Gathered:
 
     def result(self) -> Seen:
         return Seen(rows=np.concatenate(self._rows), mean_squares=(self._squares / self._count).astype(np.float32))
+
+
+def _sample_rows(a: Architecture) -> int:
+    widths = a.layers * (2 * a.width + a.attention_width + a.mlp_width) + a.width
+    return int(np.clip(SAMPLED_BYTES // (4 * widths), *_ROWS))
 
 
 def _read_by(arithmetic: _Observing, site: Site) -> str:

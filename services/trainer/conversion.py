@@ -5,6 +5,7 @@ Knows nothing of jobs or of the registry.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -93,7 +94,13 @@ class Conversion:
     def baseline(self) -> pb.Evaluation:
         """fp32 on the held-out tokens."""
         self._say(pb.JOB_PHASE_EVALUATE, f"measuring fp32 on {len(self._yardstick.held_out):,} held-out tokens")
-        return self._measured("fp32")
+        found = self._measured("fp32")
+        if not math.isfinite(found.validation_loss):
+            raise FailedPrecondition(
+                Reason.REASON_QUALITY_LOST,
+                "fp32 itself does not predict the held-out text: its loss is not a finite number; train it again",
+            )
+        return found
 
     def make(self, precision: str) -> Quality:
         """Write one precision, measure it, and record what it answers; its files are gone if it is not good enough.

@@ -20,8 +20,8 @@ from services.trainer.yardstick import MAX_PERPLEXITY_INCREASE, calibration_toke
 
 # Enough to meet nearly all symbols of a text, read at once; the worker reads the rest.
 _LOOKED_AT_BYTES: Final = 1 << 18
-# The interpreter with torch and ONNX Runtime.
-_PROCESS_BYTES: Final = 500 << 20
+# The interpreter with torch and ONNX Runtime, and samples of activations.
+_PROCESS_BYTES: Final = 768 << 20
 # Weights in fp32 as they are, folded, turned for the search and in the session that runs them.
 _COPIES: Final = 4
 _START_S: Final = 5.0

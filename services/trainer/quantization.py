@@ -22,6 +22,8 @@ _CACHE_SHRINKS: Final = tuple(np.linspace(0.6, 1.0, 9).tolist())
 # What is searched at once: bounds memory to a few copies of 12 MB, for a head of fifty thousand outputs too.
 _COLUMNS_AT_ONCE: Final = 4096
 _BLOCK_WEIGHTS_AT_ONCE: Final = 3 << 20
+# Part of the mean square that is added to every input's own.
+_DAMPING: Final = 0.01
 # Below it a scale is a denormal or zero, by which nothing can be divided.
 _SMALLEST_SCALE: Final = 1e-30
 
@@ -103,6 +105,31 @@ def quantize_blocks(weight: Floats, *, bits: int, size: int, importance: Floats 
     return Blocks(bits=bits, size=size, inputs=inputs, codes=_packed(codes, bits), scales=scales)
 
 
+def quantize_blocks_in_turn(weight: Floats, rows: Floats, *, bits: int, size: int) -> Blocks:
+    """Blocks whose later inputs make up for the errors of earlier ones; `rows` [n, inputs] are samples of them.
+
+    GPTQ (Frantar et al. 2022) with scales by least squares: input by input, the error of a rounded row of the matrix
+    is taken off the rows that are still to be rounded, in proportion to how the inputs go together.
+    """
+    inputs, outputs = weight.shape
+    count = -(-inputs // size)
+    left = np.zeros((count * size, outputs), np.float32)
+    left[:inputs] = weight
+    seen = np.zeros((len(rows), count * size), np.float32)
+    seen[:, :inputs] = rows
+    spread, errors = _spread_of_errors(seen), np.square(seen).mean(axis=0)
+    codes = np.empty((count * size, outputs), np.uint8)
+    scales = np.empty((outputs, count), np.float32)
+    for block in range(count):
+        part, rest = slice(block * size, (block + 1) * size), slice((block + 1) * size, None)
+        turned = np.ascontiguousarray(left[part].T)[:, None]
+        scales[:, block] = _block_scales(turned, errors[None, part], bits)[:, 0]
+        codes[part], lost = _rounded_in_turn(left[part], scales[:, block], spread[part, part], bits)
+        left[rest] -= spread[part, rest].T @ lost
+    shaped = np.ascontiguousarray(codes.T).reshape(outputs, count, size)
+    return Blocks(bits=bits, size=size, inputs=inputs, codes=_packed(shaped, bits), scales=scales)
+
+
 def fit_range(x: Floats, importance: Floats | None = None) -> Range:
     """The uint8 range of least squared error over samples `x` [n, channels]; zero is always a code of its own.
 
@@ -161,6 +188,25 @@ def _block_codes(blocks: Floats, scale: Floats, bits: int) -> npt.NDArray[np.uin
     codes = np.rint(blocks / scale[..., None]) + np.float32(1 << (bits - 1))
     within: npt.NDArray[np.uint8] = np.clip(codes, 0, (1 << bits) - 1).astype(np.uint8)
     return within
+
+
+def _spread_of_errors(rows: Floats) -> Floats:
+    """Upper triangle [inputs, inputs]: how far an error at one input is felt at each later one."""
+    together = rows.T.astype(np.float64) @ rows / len(rows)
+    # Few samples, or inputs that are always zero, leave it singular; a percent more on the diagonal changes little.
+    together[np.diag_indices_from(together)] += _DAMPING * np.diag(together).mean() + _SMALLEST_SCALE
+    return np.linalg.cholesky(np.linalg.inv(together)).T.astype(np.float32)
+
+
+def _rounded_in_turn(block: Floats, scale: Floats, spread: Floats, bits: int) -> tuple[npt.NDArray[np.uint8], Floats]:
+    """Codes [size, outputs] of one block, and what is still to be made up for behind it; changes `block`."""
+    middle = np.float32(1 << (bits - 1))
+    codes, lost = np.empty(block.shape, np.uint8), np.empty_like(block)
+    for at, row in enumerate(block):
+        codes[at] = np.clip(np.rint(row / scale) + middle, 0, 2 * middle - 1)
+        lost[at] = (row - (codes[at] - middle) * scale) / spread[at, at]
+        block[at + 1 :] -= spread[at, at + 1 :, None] * lost[at]
+    return codes, lost
 
 
 def _best_range(

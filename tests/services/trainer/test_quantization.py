@@ -13,6 +13,7 @@ from services.trainer.quantization import (
     cache_scales,
     fit_range,
     quantize_blocks,
+    quantize_blocks_in_turn,
     quantize_columns,
 )
 
@@ -63,6 +64,29 @@ def test_what_the_text_hardly_uses_is_what_may_be_wrong():
     plain = quantize_blocks(weight, bits=4, size=32).restored()
     rest = [np.square((found - weight)[1:]).sum() for found in (careful, plain)]
     assert rest[0] < 0.8 * rest[1]
+
+
+def test_inputs_that_go_together_make_up_for_one_anothers_errors():
+    random = np.random.default_rng(0)
+    rows = (random.normal(0, 1, (1000, 8)) @ random.normal(0, 1, (8, 75)) + random.normal(0, 0.1, (1000, 75))).astype(
+        np.float32
+    )
+    weight = drawn(75, 24)
+    importance = np.square(rows).mean(axis=0)
+    apart = quantize_blocks(weight, bits=4, size=32, importance=importance)
+    in_turn = quantize_blocks_in_turn(weight, rows, bits=4, size=32)
+    assert in_turn.codes.shape == apart.codes.shape
+    losses = [np.square(rows @ (found.restored() - weight)).mean() for found in (in_turn, apart)]
+    assert losses[0] < 0.3 * losses[1]
+
+
+@settings(deadline=None, max_examples=50)
+@given(matrices, st.integers(1, 5))
+def test_rounding_in_turn_takes_any_matrix_and_any_samples(weight, count):
+    rows = np.tile(weight[:, 0], (count, 1))
+    restored = quantize_blocks_in_turn(weight, rows, bits=4, size=16).restored()
+    assert restored.shape == weight.shape
+    assert np.isfinite(restored).all()
 
 
 def test_zeros_stay_zeros():

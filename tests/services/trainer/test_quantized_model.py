@@ -158,6 +158,9 @@ def test_the_same_checkpoint_and_text_give_the_same_bytes(tmp_path):
         (tmp_path / name).mkdir()
         directory = write_model(tmp_path / name, a)
         export_graph(directory)
-        WRITERS["int8"][0](directory, observe(directory, windows_of(a)), lambda: None)
-        contents.append([(directory / file("int8")).read_bytes() for file in (graph_file, weights_file)])
+        seen = observe(directory, windows_of(a))
+        for precision in ("int8", "int4"):
+            WRITERS[precision][0](directory, seen, lambda: None)
+        files = [file(precision) for precision in ("int8", "int4") for file in (graph_file, weights_file)]
+        contents.append([(directory / file).read_bytes() for file in files])
     assert contents[0] == contents[1]
