@@ -1,6 +1,7 @@
 """The inference server: what deployments ask for, held in memory and answering."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -15,6 +16,7 @@ from octavo.v1 import inference_pb2_grpc
 from services.inference.bundle_cache import BundleCache
 from services.inference.catalog import Catalog
 from services.inference.deployments import Deployments, server_name
+from services.inference.device import Choice, choose
 from services.inference.loader import Loader
 from services.inference.memory_budget import MemoryBudget
 from services.inference.metrics import InferenceCollector
@@ -99,7 +101,7 @@ class _Program:
             roster=self._roster,
             catalog=catalog,
             bundles=BundleCache(settings.data_dir / "inference" / "bundles", partial(transfer.download, client.blobs)),
-            loader=Loader(settings, asyncio.get_running_loop(), self._telemetry.logger),
+            loader=Loader(settings, asyncio.get_running_loop(), self._telemetry.logger, self._device()),
             budget=MemoryBudget(settings.memory_budget_bytes),
             logger=self._telemetry.logger,
             drain_s=settings.drain_s,
@@ -116,6 +118,14 @@ class _Program:
             server=server_name(settings.port),
         )
         return deployments, residency
+
+    def _device(self) -> Choice:
+        """Where versions in 16 bits compute; says why not on a device, louder where one was named."""
+        choice = choose(self._settings.device)
+        if choice.reason:
+            level = logging.INFO if self._settings.device == "auto" else logging.WARNING
+            self._telemetry.logger.log(level, "everything computes on the cpu, %s", choice.reason)
+        return choice
 
     async def _find(self, reference: str, *, takes_turn: bool = True) -> ServedModel:
         if self._deployments is None:

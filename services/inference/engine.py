@@ -22,11 +22,10 @@ from octavo.errors import Cancelled, DataLoss, DeadlineExceeded, Internal, Octav
 from octavo.v1.errors_pb2 import Reason
 from services.inference.meter import Meter
 from services.inference.outbox import Courier
-from services.inference.sampler import Sampler
+from services.inference.row_session import Logits, RowSampler, RowSession
 from services.inference.scheduler import Move, PromptRun, Scheduler
 from services.inference.scoring import token_scores
 from services.inference.sequence import Sequence
-from services.inference.session import Session
 
 DEADLINE_INTERVAL_S = 0.01
 """How often running deadlines are looked at, in seconds."""
@@ -38,9 +37,9 @@ class Engine:
     def __init__(
         self,
         *,
-        session: Session,
+        session: RowSession,
         scheduler: Scheduler,
-        sampler: Sampler,
+        sampler: RowSampler,
         courier: Courier,
         messages_per_s: int,
         name: str,
@@ -127,7 +126,7 @@ class Engine:
     def _read(self, run: PromptRun) -> None:
         """Reads prompts, or a piece of one; those that are read have their first token, and decode on."""
         for copy in run.copies:
-            self._session.cache.copy(copy.source, copy.target, copy.length)
+            self._session.copy(copy.source, copy.target, copy.length)
         now_s = perf_counter()
         for sequence in run.sequences:
             if sequence.read == sequence.reused:
@@ -162,7 +161,7 @@ class Engine:
         """Chooses the first token of sequences whose prompts are read, logits [n, vocab], and tells their readers."""
         for sequence in sequences:
             if move := self.scheduler.promote(sequence):
-                self._session.cache.copy(move.source, move.target, len(sequence.prompt))
+                self._session.copy(move.source, move.target, len(sequence.prompt))
             benders = sequence.benders(logits.shape[1])
             self._sampler.place(sequence.row, sequence.sampling, sequence.token_limit, benders)
         tokens = self._sampler.sample(logits, sequences[0].row).tolist()
@@ -181,12 +180,14 @@ class Engine:
     def _decode(self) -> None:
         running = self.scheduler.running
         count = len(running)
+        logits: Logits
         try:
             logits = self._session.decode(count)
         except Exception as error:
             self._logger.warning("a decode step of %d rows failed, going row by row: %s", count, error)
             logits = self._decode_by_row()
         tokens = self._sampler.sample(logits)
+        scored = {row: logits[row] for row in range(count) if running[row].logprobs is not None}
         self._session.advance(count, tokens)
         ids = tokens.tolist()
         now_s = perf_counter()
@@ -196,7 +197,7 @@ class Engine:
         self._decoded_s = now_s
         # From the last row on: what ends together then leaves without its rows being moved about.
         for row in reversed(range(count)):
-            self._append(running[row], ids[row], logits[row])
+            self._append(running[row], ids[row], scored.get(row))
 
     def _decode_by_row(self) -> NDArray[np.float32]:
         """What `decode` would have given, NaN for those rows that fail alone too. Repeating a row changes nothing."""
@@ -209,12 +210,13 @@ class Engine:
                 rows.append(np.full((1, self._session.vocab_size), np.nan, np.float32))
         return np.concatenate(rows)
 
-    def _append(self, sequence: Sequence, token_id: int, logits: NDArray[np.float32]) -> None:
+    def _append(self, sequence: Sequence, token_id: int, logits: NDArray[np.float32] | None) -> None:
+        """Adds a token, whose `logits` [vocab] are there where it is to be scored."""
         if token_id < 0 or sequence.failure:
             self._end(sequence, sequence.failure or DataLoss(Reason.REASON_INTERNAL, _NOT_A_NUMBER))
             return
         self.meter.completion_tokens += 1
-        if sequence.logprobs is not None:
+        if sequence.logprobs is not None and logits is not None:
             sequence.scores += token_scores(logits[None], np.array([token_id]), sequence.logprobs)
         if sequence.append(token_id):
             self._end(sequence, None)

@@ -16,21 +16,23 @@ from octavo.v1.deployments_pb2 import Precision
 from octavo.v1.errors_pb2 import Reason
 from services.inference import parameters
 from services.inference.batch_policy import BatchPolicy
+from services.inference.device import PROCESSOR, Choice
 from services.inference.engine import Engine
 from services.inference.forms import Forms
 from services.inference.memory_budget import Footprint, cache_element_bytes, weights_bytes
 from services.inference.outbox import Courier
 from services.inference.rehearsal import Rehearsal
-from services.inference.sampler import Sampler
 from services.inference.scheduler import Scheduler
 from services.inference.score_session import ScoreSession
-from services.inference.served_graph import ServedGraph
 from services.inference.served_model import Key, LoadedModel, end_ids, precision_word
-from services.inference.session import Session
 from services.inference.settings import InferenceSettings
 from services.inference.tensor_model import TensorModel
+from services.inference.workbench import Workbench, Workshop
 
 GRAPHS = {Precision.Value(f"PRECISION_{word.upper()}"): graph_file(word) for word in PRECISIONS}
+
+HALVES = (Precision.PRECISION_FP16, Precision.PRECISION_BF16)
+"""What CUDA's attention computes in; it has no kernel for others, nor has the processor for these."""
 
 SESSION_BYTES = 4 << 20
 """What a session and a tokenizer take, whatever the size of the model."""
@@ -39,10 +41,17 @@ SESSION_BYTES = 4 << 20
 class Loader:
     """Builds engines as the settings say, all for one event loop, each with a courier of its own to it."""
 
-    def __init__(self, settings: InferenceSettings, loop: asyncio.AbstractEventLoop, logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        settings: InferenceSettings,
+        loop: asyncio.AbstractEventLoop,
+        logger: logging.Logger,
+        choice: Choice = PROCESSOR,
+    ) -> None:
         self._settings = settings
         self._loop = loop
         self._logger = logger
+        self._choice = choice
 
     def load(self, directory: Path, key: Key) -> LoadedModel | TensorModel:
         """What the files in `directory` become, at work. Raises OctavoError where they cannot serve."""
@@ -70,32 +79,40 @@ class Loader:
         bundle = Bundle.open(directory)
         architecture = bundle.architecture
         capacity = min(architecture.context_length, self._settings.context_limit)
-        graph = ServedGraph(
-            path,
-            architecture,
-            threads=self._threads(architecture),
-            spin_us=self._settings.spin_us,
-        )
-        cache = graph.new_cache(slots=self._slots(graph.row_size_bytes(capacity), capacity), capacity=capacity)
-        session = Session(graph, cache)
-        rehearsal = Rehearsal(session, chunk_tokens=self._settings.chunk_tokens)
+        bench = self._workbench(path, architecture, key, capacity)
+        rehearsal = Rehearsal(bench.session, chunk_tokens=self._settings.chunk_tokens)
         verdict = rehearsal.verify(directory, precision_word(key.precision))
         ends = end_ids(directory, bundle.tokenizer)
         loaded = LoadedModel(
             directory=directory,
             architecture=architecture,
             tokenizer=bundle.tokenizer,
-            engine=self._engine(session, key),
-            score_session=ScoreSession(graph, capacity=capacity, chunk_tokens=self._settings.chunk_tokens),
+            engine=self._engine(bench, key),
+            score_session=bench.score_session,
             forms=Forms(bundle.tokenizer, architecture.vocab_size, ends),
             end_ids=ends,
             sampling_defaults=_sampling_defaults(directory / GENERATION_CONFIG_FILE),
             capacity=capacity,
-            cache_size_bytes=cache.size_bytes,
+            cache_size_bytes=bench.session.cache.size_bytes,
             conformance_count=verdict.vectors,
+            device=bench.device,
         )
         loaded.engine.start()
         return loaded
+
+    def _workbench(self, path: Path, architecture: Architecture, key: Key, capacity: int) -> Workbench:
+        """A graph where it computes: in 16 bits on a CUDA device, the others on the processor."""
+        workshop = Workshop(self._settings, capacity=capacity, slots=lambda row_bytes: self._slots(row_bytes, capacity))
+        if key.precision not in HALVES:
+            return workshop.on_processor(path, architecture)
+        if self._choice.device.kind == "cpu":
+            raise FailedPrecondition(
+                Reason.REASON_MODEL_REFUSED,
+                f"{key.version} in {precision_word(key.precision)} is for CUDA, and this server computes on the cpu"
+                f"{f' ({self._choice.reason})' if self._choice.reason else ''}; deploy it in fp32 or int8",
+                version=key.version,
+            )
+        return workshop.on_device(path, architecture, self._choice.device)
 
     def footprint(self, directory: Path, key: Key) -> Footprint:
         """What `load` will take of memory, from the sizes of the files. Raises OctavoError as `load` does."""
@@ -116,16 +133,16 @@ class Loader:
             working_bytes=SESSION_BYTES + working,
         )
 
-    def _engine(self, session: Session, key: Key) -> Engine:
-        slots = session.cache.slots
+    def _engine(self, bench: Workbench, key: Key) -> Engine:
+        slots = bench.session.cache.slots
         return Engine(
-            session=session,
+            session=bench.session,
             scheduler=Scheduler(
                 slots=slots,
                 waiting_limit=self._settings.waiting_limit,
                 chunk_tokens=self._settings.chunk_tokens,
             ),
-            sampler=Sampler(slots=slots, capacity=session.cache.capacity),
+            sampler=bench.sampler,
             courier=Courier(self._loop),
             messages_per_s=self._settings.messages_per_s,
             name=key.name.removeprefix("servedModels/"),
@@ -157,11 +174,6 @@ class Loader:
                 "OCTAVO_INFERENCE_MEMORY_LIMIT_BYTES at most), or lower OCTAVO_INFERENCE_CONTEXT_LIMIT",
             )
         return slots
-
-    def _threads(self, architecture: Architecture) -> int:
-        # With more threads than heads the attention kernel splits a row among threads, in another way when a batch
-        # has more rows: a sequence's bits would depend on its company.
-        return min(self._settings.thread_count, architecture.heads)
 
 
 def is_text(directory: Path) -> bool:

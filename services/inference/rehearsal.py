@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from octavo.errors import FailedPrecondition
 from octavo.formats.conformance import Conformance, Verdict, log_probability
 from octavo.v1.errors_pb2 import Reason
-from services.inference.session import Session
+from services.inference.row_session import Logits, RowSession
 
 
 class Rehearsal:
     """Greedy completion in row 0 of a session that serves nobody yet."""
 
-    def __init__(self, session: Session, *, chunk_tokens: int) -> None:
+    def __init__(self, session: RowSession, *, chunk_tokens: int) -> None:
         self._session = session
         self._chunk_tokens = chunk_tokens
 
@@ -28,7 +28,7 @@ class Rehearsal:
 
     def complete(self, prompt: Sequence[int], count: int) -> tuple[list[int], list[float]]:
         """The `count` most probable next tokens, each given those before, with their natural log-probabilities."""
-        logits = self._read(np.array(prompt, np.int64))
+        logits: Logits = self._read(np.array(prompt, np.int64))
         token_ids: list[int] = []
         log_probabilities: list[float] = []
         for length in range(len(prompt), len(prompt) + count):
@@ -47,8 +47,8 @@ class Rehearsal:
         return logits
 
 
-def _require_numbers(logits: NDArray[np.float32], length: int) -> None:
-    if np.isnan(logits).any():
+def _require_numbers(logits: Logits, length: int) -> None:
+    if np.isnan(logits[0]).any():
         raise FailedPrecondition(
             Reason.REASON_CONFORMANCE_FAILED,
             f"the logits after {length} tokens are not numbers (nan): the weights or the graph are broken; export the "

@@ -103,7 +103,7 @@ def served_model(served: ServedModel, deployments: list[str], *, on_demand: bool
         version=served.key.version,
         deployments=deployments,
         precision=served.key.precision,
-        device="cpu",
+        device=served.loaded.device if isinstance(served.loaded, LoadedModel) else "cpu",
         state=served.state,
         failure=str(served.failure or served.obstacle or ""),
         on_demand=on_demand,

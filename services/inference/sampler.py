@@ -38,6 +38,12 @@ class Sampling:
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def sharpness(self) -> float:
+        """1 / temperature, where tokens are drawn."""
+        # Beyond 1e6, differences of 1e-5 between logits already decide: float32 has no finer ones.
+        return 1.0 if self.is_greedy else min(1 / self.temperature, 1e6)
+
     def draws(self, count: int) -> NDArray[np.float64]:
         """The first `count` numbers of the stream, each in [0, 1)."""
         key = np.array([self.seed, self.stream], np.uint64)  # a plain list would become float64 from 2**63 on
@@ -87,6 +93,18 @@ class Sampler:
         self._drawn[target] = self._drawn[source]
         self._plans.clear()
 
+    def upcoming(self, count: int) -> NDArray[np.float64]:
+        """The next `count` numbers of every row's stream, [slots, count]; zeros behind a stream's end."""
+        numbers = np.zeros((len(self._draws), count), np.float64)
+        for row, first in enumerate(self._drawn):
+            found = self._draws[row, first : first + count]
+            numbers[row, : len(found)] = found
+        return numbers
+
+    def skip(self, rows: Rows) -> None:
+        """Passes over one number of the streams of `rows`: somebody else has used it."""
+        self._drawn[rows] += 1
+
     def sample(self, logits: Floats, first_row: int = 0) -> Rows:
         """The next token [n] of the rows from `first_row`, given their logits [n, vocab]; -1 where these are NaN."""
         run = (first_row, len(logits))
@@ -133,8 +151,7 @@ class Sampler:
 
 
 def _terms(chosen: list[Sampling]) -> Terms:
-    # Beyond 1e6, differences of 1e-5 between logits already decide: float32 has no finer ones.
-    sharpness = [min(1 / sampling.temperature, 1e6) for sampling in chosen]
+    sharpness = [sampling.sharpness for sampling in chosen]
     min_p = np.array([sampling.min_p for sampling in chosen], np.float32)
     top_p = np.array([sampling.top_p for sampling in chosen], np.float64)
     return Terms(

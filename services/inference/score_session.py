@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,13 @@ class Reading:
 
 
 class ScoreSession:
-    """Reads texts of up to `capacity` tokens. `work` is for the event loop, `read` for the tasks that it runs."""
+    """Reads texts of up to `capacity` tokens. `work` is for the event loop, `read` for the tasks that it runs.
 
-    def __init__(self, graph: ServedGraph, *, capacity: int, chunk_tokens: int) -> None:
-        self._graph = graph
+    The reader is opened when there is a first text.
+    """
+
+    def __init__(self, open_reader: "Callable[..., RunReader]", *, capacity: int, chunk_tokens: int) -> None:
+        self._open_reader = open_reader
         self._capacity = capacity
         self._chunk_tokens = chunk_tokens
         self._desk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
@@ -85,7 +88,8 @@ class ScoreSession:
         Ends early once `left` is set.
         """
         if self._workspace is None:
-            self._workspace = Workspace(self._graph, capacity=self._capacity, run_tokens=self._chunk_tokens)
+            reader = self._open_reader(capacity=padded_width(max(self._capacity, self._chunk_tokens)))
+            self._workspace = Workspace(reader, run_tokens=self._chunk_tokens)
         padded = self._padded(len(texts[0]))
         is_whole = padded <= self._chunk_tokens
         for start in range(0, padded, self._chunk_tokens):
@@ -107,47 +111,83 @@ class ScoreSession:
         return min(-(-length // PADDING) * PADDING, self._chunk_tokens, padded_width(self._capacity))
 
 
-class Workspace:
-    """The memory that runs take: answers for `run_tokens`, and a cache of `capacity` tokens or one run."""
+@dataclass(frozen=True, slots=True)
+class TextRun:
+    """One run: `token_ids` int64 [rows, width] at the positions `start`...; `lengths` int32 [rows], of each row's text
+    so far less one; `answered` int64 [n, 2], row and index of each token to answer after.
 
-    def __init__(self, graph: ServedGraph, *, capacity: int, run_tokens: int) -> None:
+    Whole texts are `padded` to one length, and share the memory of the cache; 0 is one chunk of a longer text.
+    """
+
+    token_ids: Tokens
+    start: int
+    lengths: NDArray[np.int32]
+    answered: NDArray[np.int64]
+    padded: int
+
+
+class RunReader(Protocol):
+    """A graph with a cache for texts, wherever it computes."""
+
+    architecture: Architecture
+
+    def read(self, run: TextRun, logits: Floats, hidden: Floats) -> None:
+        """Computes the answers of a run: logits [n, vocab] and hidden states [n, width], into arrays of the caller."""
+
+
+class TextReader:
+    """A graph and a cache of one row of `capacity` tokens."""
+
+    def __init__(self, graph: ServedGraph, *, capacity: int) -> None:
+        self.architecture = graph.architecture
         self._graph = graph
         self._last_position = graph.architecture.context_length - 1
-        self._cache = graph.new_cache(slots=1, capacity=padded_width(max(capacity, run_tokens)))
-        self._logits = np.empty((run_tokens, graph.architecture.vocab_size), np.float32)
-        self._hidden = np.empty((run_tokens, graph.architecture.width), np.float32)
+        self._cache = graph.new_cache(slots=1, capacity=capacity)
 
-    def read(self, chunks: Sequence[Tokens], skipped: Sequence[int], start: int, padded: int) -> tuple[Floats, Floats]:
-        """One run over `chunks` at positions `start`...; logits [n, vocab] and hidden states [n, width], one chunk's
-        after the other's, each without its first `skipped`.
-
-        Whole texts are `padded` to one length, and share the memory of the cache; 0 is one chunk of a longer text.
-        """
-        rows, width = len(chunks), padded or padded_width(len(chunks[0]))
-        token_ids = np.zeros((rows, width), np.int64)
-        for line, chunk in zip(token_ids, chunks, strict=True):
-            line[: len(chunk)] = chunk
-        positions = np.tile(np.minimum(np.arange(start, start + width), self._last_position), (rows, 1))
-        # With a past, padding counts as text; without one, what counts is each text's own length.
-        lengths = np.array([start + width - 1 if start else len(chunk) - 1 for chunk in chunks], np.int32)
-        total = np.array(start + width, np.int32)
-        pairs = [(row, at) for row, chunk in enumerate(chunks) for at in range(skipped[row], len(chunk))]
-        answered = np.array(pairs or [(0, 0)], np.int64)  # a run has at least one answer, wanted or not
-        logits, hidden = self._logits[: len(answered)], self._hidden[: len(answered)]
+    def read(self, run: TextRun, logits: Floats, hidden: Floats) -> None:
+        """Computes the answers of a run into `logits` and `hidden`."""
+        rows, width = run.token_ids.shape
+        end = run.start + width
+        positions = np.tile(np.minimum(np.arange(run.start, end), self._last_position), (rows, 1))
+        total = np.array(end, np.int32)
         binding = self._graph.binding()
-        bind(binding, "input_ids", token_ids)
+        bind(binding, "input_ids", run.token_ids)
         if self._graph.has_positions:
             bind(binding, "position_ids", positions)
-        bind(binding, "seqlens_k", lengths)
+        bind(binding, "seqlens_k", run.lengths)
         bind(binding, "total_sequence_length", total)
-        bind(binding, "answered", answered)
+        bind(binding, "answered", run.answered)
         bind_output(binding, "logits", logits)
         bind_output(binding, "hidden", hidden)
         for name, tensor in self._cache.tensors.items():
-            memory = _cut(tensor, rows, padded) if padded else tensor
+            memory = _cut(tensor, rows, run.padded) if run.padded else tensor
             bind(binding, f"past_{name}", memory)
             bind_output(binding, f"present_{name}", memory)
         self._graph.run(binding)
+
+
+class Workspace:
+    """A reader, and memory for the answers of a run of `run_tokens`."""
+
+    def __init__(self, reader: RunReader, *, run_tokens: int) -> None:
+        self._reader = reader
+        self._logits = np.empty((run_tokens, reader.architecture.vocab_size), np.float32)
+        self._hidden = np.empty((run_tokens, reader.architecture.width), np.float32)
+
+    def read(self, chunks: Sequence[Tokens], skipped: Sequence[int], start: int, padded: int) -> tuple[Floats, Floats]:
+        """One run over `chunks` at positions `start`...; logits [n, vocab] and hidden states [n, width], one chunk's
+        after the other's, each without its first `skipped`. `padded` as in TextRun.
+        """
+        width = padded or padded_width(len(chunks[0]))
+        token_ids = np.zeros((len(chunks), width), np.int64)
+        for line, chunk in zip(token_ids, chunks, strict=True):
+            line[: len(chunk)] = chunk
+        # With a past, padding counts as text; without one, what counts is each text's own length.
+        lengths = np.array([start + width - 1 if start else len(chunk) - 1 for chunk in chunks], np.int32)
+        pairs = [(row, at) for row, chunk in enumerate(chunks) for at in range(skipped[row], len(chunk))]
+        answered = np.array(pairs or [(0, 0)], np.int64)  # a run has at least one answer, wanted or not
+        logits, hidden = self._logits[: len(answered)], self._hidden[: len(answered)]
+        self._reader.read(TextRun(token_ids, start, lengths, answered, padded), logits, hidden)
         return logits[: len(pairs)], hidden[: len(pairs)]
 
 

@@ -40,7 +40,7 @@ class ServedGraph:
                 Reason.REASON_MODEL_REFUSED, f"ONNX Runtime cannot load {path.name}: {error}"
             ) from error
         inputs = {entry.name: entry.type for entry in self._session.get_inputs()}
-        _check_contract(inputs.keys(), {entry.name for entry in self._session.get_outputs()}, architecture)
+        check_contract(inputs.keys(), {entry.name for entry in self._session.get_outputs()}, architecture)
         self.has_positions = "position_ids" in inputs
         self._cache_type = _cache_type(inputs)
 
@@ -96,18 +96,18 @@ def _cache_type(inputs: Mapping[str, str]) -> type[np.generic]:
     found = {kind for name, kind in inputs.items() if name.startswith("past_")}
     known = [_CACHE_TYPES[kind] for kind in found if kind in _CACHE_TYPES]
     if len(found) != 1 or not known:
-        raise _refusal(f"its cache holds {', '.join(sorted(found))}; one of {', '.join(_CACHE_TYPES)} can be run")
+        raise refusal(f"its cache holds {', '.join(sorted(found))}; one of {', '.join(_CACHE_TYPES)} can be run")
     return known[0]
 
 
-def _check_contract(inputs: Iterable[str], outputs: set[str], architecture: Architecture) -> None:
+def check_contract(inputs: Iterable[str], outputs: set[str], architecture: Architecture) -> None:
     """A graph of another contract would fail at the first request: say so before. Raises FailedPrecondition."""
     caches = [f"{kind}.{layer}" for layer in range(architecture.layers) for kind in ("key", "value")]
     expected = {"input_ids", "seqlens_k", "total_sequence_length", "answered", *(f"past_{name}" for name in caches)}
     differences = _difference("inputs", set(inputs) - {"position_ids"}, expected)
     differences += _difference("outputs", outputs, {"logits", "hidden", *(f"present_{name}" for name in caches)})
     if differences:
-        raise _refusal("; ".join(differences))
+        raise refusal("; ".join(differences))
 
 
 def _difference(kind: str, present: set[str], expected: set[str]) -> list[str]:
@@ -118,7 +118,8 @@ def _difference(kind: str, present: set[str], expected: set[str]) -> list[str]:
     ]
 
 
-def _refusal(text: str) -> FailedPrecondition:
+def refusal(text: str) -> FailedPrecondition:
+    """Says that a graph cannot be run, why, and what helps."""
     return FailedPrecondition(
         Reason.REASON_CONFORMANCE_FAILED,
         f"the graph is not one that this server can run: {text}; export the version again",

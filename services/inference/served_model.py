@@ -83,6 +83,7 @@ class LoadedModel:
     capacity: int
     cache_size_bytes: int
     conformance_count: int
+    device: str
 
     @property
     def is_alive(self) -> bool:

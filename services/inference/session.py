@@ -95,6 +95,10 @@ class Session:
         self.positions[row, 0] = length
         self.lengths[row] = length
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Gives row `target` the first `length` positions of row `source`; what it reads next is still to be placed."""
+        self.cache.copy(source, target, length)
+
     def move(self, source: int, target: int, keeps: int = 0) -> None:
         """Makes row `target` what row `source` is, and lets `source` have the first `keeps` positions of `target`."""
         length = int(self.lengths[source])

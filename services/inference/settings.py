@@ -1,6 +1,7 @@
 """What an inference server can be told."""
 
 import os
+import re
 from dataclasses import dataclass
 
 from octavo.addresses import PORTS
@@ -31,6 +32,16 @@ class InferenceSettings(ProgramSettings):
     spin_us: int = 50
     """How long these threads burn a core while they wait for one another, in microseconds, before they sleep; 0 lets
     them sleep at once. Waking takes about as long as a small operation."""
+    device: str = "auto"
+    """Where versions in 16 bits (fp16, bf16) compute: `cuda`, `cuda:1`, or `auto`, which takes the first CUDA device if
+    one answers. Where none does, or with `cpu`, they are refused and the reason is logged. Other precisions compute on
+    the processor anywhere."""
+    device_invariant: bool = False
+    """On a device, decodes all slots in every step and reads prompts one by one, so that a text's bits do not depend
+    on how many others run: kernels are chosen by shape there. Costs what the empty slots cost."""
+    device_ahead: bool = False
+    """On a device, begins the next step while the tokens of the last one are attended to. A step in which rows come or
+    go is computed twice."""
     messages_per_s: int = 500
     """Most stream messages to write per second and served model, first and last ones not counted: tokens that come
     faster travel together."""
@@ -77,6 +88,8 @@ class InferenceSettings(ProgramSettings):
             raise SettingsError(f"precisions {unknown[0]!r} is none of {', '.join(known)}")
         if not 0 <= self.spin_us <= 1_000_000:
             raise SettingsError(f"spin_us {self.spin_us} is not between 0 and 1000000")
+        if not _DEVICE.fullmatch(self.device):
+            raise SettingsError(f"device {self.device!r} is none of auto, cpu, cuda, cuda:0, cuda:1 …")
         if not 0 <= self.threads <= 1024:
             raise SettingsError(f"threads {self.threads} is not between 0 and 1024; 0 takes what there is")
 
@@ -90,6 +103,8 @@ class InferenceSettings(ProgramSettings):
         """Threads of one model's computation, resolved."""
         return self.threads or len(os.sched_getaffinity(0))
 
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?")
 
 _MOST = {
     "slots": 1024,

@@ -1,3 +1,4 @@
+from functools import partial
 from threading import Event
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from octavo.formats.architecture import Architecture
 from octavo.formats.bundle import read_json
-from services.inference.score_session import PADDING, ScoreSession
+from services.inference.score_session import PADDING, ScoreSession, TextReader
 from services.inference.served_graph import ServedGraph
 from tests.services.inference.conftest import write_random_bundle
 
@@ -19,7 +20,7 @@ def session(request, bundles):
     directory = bundles(request.param)
     architecture = Architecture.from_config(read_json(directory / "config.json"))
     graph = ServedGraph(directory / "model.onnx", architecture, threads=1, spin_us=0)
-    return ScoreSession(graph, capacity=96, chunk_tokens=CHUNK)
+    return ScoreSession(partial(TextReader, graph), capacity=96, chunk_tokens=CHUNK)
 
 
 def read(session, texts, firsts=None, left=None):
@@ -93,7 +94,8 @@ def test_a_text_that_fills_a_context_of_any_length_gets_the_same_bits_however_it
     graph = ServedGraph(directory / "model.onnx", architecture, threads=1, spin_us=0)
     text = np.arange(context) % 66
     whole, *cut = (
-        read(ScoreSession(graph, capacity=context, chunk_tokens=chunk), [text])[0] for chunk in (96, 8, 28, 56)
+        read(ScoreSession(partial(TextReader, graph), capacity=context, chunk_tokens=chunk), [text])[0]
+        for chunk in (96, 8, 28, 56)
     )
     for logits, hidden in cut:
         assert logits.tobytes() == whole[0].tobytes()
