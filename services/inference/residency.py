@@ -1,8 +1,8 @@
 """What is in memory: loads what is wanted, unloads what is not, and within the budget what is not needed just now.
 
 A served model that everybody wants on demand only, or without traffic, leaves memory when another needs the room, the
-least recently used one first, and comes back at its next request. One that somebody uses never leaves. Runs on the
-event loop; loading happens in threads.
+least recently used one first, and comes back at its next request. One that somebody uses finishes that before. Runs on
+the event loop; loading happens in threads.
 """
 
 import asyncio
@@ -39,6 +39,8 @@ ROOM_INTERVAL_S = 0.05
 """How often it is looked whether memory has become free, in seconds."""
 COLLECTIONS = 5
 """How often garbage is collected for a model that should be gone."""
+HURRY_S = 0.5
+"""How long who needs memory waits for others to be idle before they are asked to leave, in seconds."""
 LOADS_AT_ONCE = 4
 """Models that are brought into memory at the same time: a large one does not hold up small ones."""
 
@@ -73,6 +75,11 @@ class Residency:
         self._leases: dict[ServedModel, Lease] = {}
         self._reservations: dict[ServedModel, Reservation] = {}
         self._loads: dict[ServedModel, asyncio.Task[None]] = {}
+        self._outgoing: set[Reservation] = set()
+        """Of models that are being stopped: free in a moment."""
+        self._first: ServedModel | None = None
+        """For whom others leave just now; `_spare_bytes` of what is coming are not for it."""
+        self._spare_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Lock()
         self._turn = asyncio.Semaphore(LOADS_AT_ONCE)
@@ -217,17 +224,30 @@ class Residency:
                 f"{self._budget.limit_bytes}; raise OCTAVO_INFERENCE_MEMORY_LIMIT_BYTES, or lower "
                 "OCTAVO_INFERENCE_SLOTS or OCTAVO_INFERENCE_CONTEXT_LIMIT",
             )
-        while not (reservation := await self._find_room(size_bytes)):
-            is_news = served.obstacle is None
-            served.wait(self._no_room(served, size_bytes))
-            if is_news:
-                self.changed()
-            await asyncio.sleep(ROOM_INTERVAL_S)
-        self._reservations[served] = reservation
+        begin_s = monotonic()
+        try:
+            while not (reservation := await self._find_room(served, size_bytes)):
+                if monotonic() - begin_s > HURRY_S:
+                    self._hurry(served, size_bytes)
+                is_news = served.obstacle is None
+                served.wait(self._no_room(served, size_bytes))
+                if is_news:
+                    self.changed()
+                await asyncio.sleep(ROOM_INTERVAL_S)
+            self._reservations[served] = reservation
+        finally:
+            self._first = None if self._first is served else self._first
 
-    async def _find_room(self, size_bytes: int) -> Reservation | None:
-        """A reservation, after unloading as many as it takes of those that may leave; none of them if it is in vain."""
+    async def _find_room(self, entrant: ServedModel, size_bytes: int) -> Reservation | None:
+        """A reservation, after unloading as many as it takes of those that may leave; none of them if it is in vain.
+
+        Nobody takes what others leave for the one that has waited longest.
+        """
         async with self._room:
+            if self._first not in (None, entrant):
+                reservation = self._budget.reserve(size_bytes) if size_bytes <= self._spare_bytes else None
+                self._spare_bytes -= reservation.size_bytes if reservation else 0
+                return reservation
             if reservation := self._budget.reserve(size_bytes):
                 return reservation
             leaving, freed_bytes = [], self._budget.free_bytes
@@ -239,11 +259,40 @@ class Residency:
                     return self._budget.reserve(size_bytes)
             return None
 
+    def _hurry(self, entrant: ServedModel, size_bytes: int) -> None:
+        """Asks as many as it takes of the busy ones that may leave to do so, longest in memory first.
+
+        They finish what they do; requests for them wait until they come back. Those who wait have their turn so, one
+        after another, even where others never pause.
+        """
+        held = [(served, self._reservations[served].size_bytes) for served in self._leavable()]
+        coming_bytes = self._budget.free_bytes + sum(reservation.size_bytes for reservation in self._outgoing)
+        if self._first not in (None, entrant):
+            return
+        if coming_bytes + sum(size for _, size in held) < size_bytes:
+            self._first = None
+            return
+        self._first = entrant
+        coming_bytes += sum(size for served, size in held if not served.is_ready)
+        for served, size in sorted(held, key=lambda entry: entry[0].ready_s or 0):
+            if coming_bytes < size_bytes and served.is_ready:
+                coming_bytes += size
+                self._spawn(self._let_go(served))
+        self._spare_bytes = coming_bytes - size_bytes
+
+    async def _let_go(self, served: ServedModel) -> None:
+        await served.leave()
+        await self._unload(served)
+
     def _leavers(self) -> list[ServedModel]:
+        return [served for served in self._leavable() if served.is_idle]
+
+    def _leavable(self) -> list[ServedModel]:
+        """Those in memory that need not be there."""
         return [
             served
             for key, served in self._roster.models.items()
-            if served.is_idle and served in self._reservations and self._roster.may_leave(key)
+            if served.loaded and served in self._reservations and self._roster.may_leave(key)
         ]
 
     def _no_room(self, served: ServedModel, size_bytes: int) -> ResourceExhausted:
@@ -263,6 +312,8 @@ class Residency:
         self._logger.info("unloaded until it is asked for", extra={"version": served.key.version})
         self.changed()
         await self._dispose(served)
+        if self._is_wanted(served) and (served.is_awaited or not self._roster.may_leave(served.key)):
+            self.wake(served)
 
     async def _drain(self, served: ServedModel) -> None:
         await served.drain(self._drain_s)
@@ -278,7 +329,8 @@ class Residency:
 
     async def _dispose(self, served: ServedModel) -> None:
         """Stops an engine and gives its memory back, to the budget when the system has it."""
-        reservation = self._reservations.pop(served, None)
+        if reservation := self._reservations.pop(served, None):
+            self._outgoing.add(reservation)
         if loaded := served.take():
             await asyncio.to_thread(loaded.stop)
             remains = weakref.ref(loaded)
@@ -286,6 +338,7 @@ class Residency:
             await self._forget(remains, served)
             await asyncio.to_thread(self._heap.trim)
         if reservation:
+            self._outgoing.discard(reservation)
             reservation.release()
 
     async def _forget(self, remains: Callable[[], object | None], served: ServedModel) -> None:

@@ -210,7 +210,9 @@ class ServedModel:
         self._begin_s = perf_counter()
         self._loaded: LoadedModel | TensorModel | None = None
         self._was_ready = False
-        self._users = 0
+        self._leases = 0
+        self._waiters = 0
+        self._is_leaving = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._settled = asyncio.Event()
@@ -223,12 +225,18 @@ class ServedModel:
     @property
     def is_available(self) -> bool:
         """Whether it is ready, or was and will be again once it is asked for."""
-        return self.is_ready or (self._was_ready and self._loaded is None and self.state not in _OVER)
+        is_away = self._was_ready and self._loaded is None and self.state not in _OVER
+        return self.is_ready or self._is_leaving or is_away
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is ready and nobody uses it, or waits to."""
-        return self.is_ready and not self._users
+        """Whether it may be unloaded now: nobody uses it, or is about to."""
+        return not self._leases and (self._is_leaving or (self.is_ready and not self._waiters))
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a request waits until it has come into memory."""
+        return self._waiters > 0
 
     @property
     def loaded(self) -> LoadedModel | TensorModel | None:
@@ -265,6 +273,7 @@ class ServedModel:
 
     def unload(self) -> None:
         """Sends it out of memory until it is asked for. Only while it is idle; `take` is to follow."""
+        self._is_leaving = False
         self.move(ServedModelState.SERVED_MODEL_STATE_UNLOADED)
         self._settled.clear()
 
@@ -274,10 +283,13 @@ class ServedModel:
         return loaded
 
     async def reached(self) -> bool:
-        """Waits until it has come into memory or will not; whether it is ready. Meanwhile it is not idle."""
-        with self._use():
+        """Waits until it has come into memory or will not; whether it is ready. Then it stays for who has waited."""
+        self._waiters += 1
+        try:
             await self._settled.wait()
             return self.is_ready
+        finally:
+            self._waiters -= 1
 
     @contextmanager
     def lease(self) -> Iterator[LoadedModel]:
@@ -308,28 +320,31 @@ class ServedModel:
         if self._loaded is None:
             raise AssertionError("leased before it was loaded")
         self.last_request_s = time()
-        with self._use():
+        self._leases += 1
+        self._idle.clear()
+        try:
             yield self._loaded
+        finally:
+            self.last_use_s = monotonic()
+            self._leases -= 1
+            if not self._leases:
+                self._idle.set()
+
+    async def leave(self) -> None:
+        """Lets requests under way finish; new ones wait until it has left memory and come back."""
+        self._is_leaving = True
+        self.state = ServedModelState.SERVED_MODEL_STATE_DRAINING
+        self._settled.clear()
+        await self._idle.wait()
 
     async def drain(self, patience_s: float) -> None:
         """Takes nothing new, and lets requests under way finish, for `patience_s` at most."""
+        self._is_leaving = False
         self.state = ServedModelState.SERVED_MODEL_STATE_DRAINING
         self._settled.set()
         if self._loaded:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), patience_s)
-
-    @contextmanager
-    def _use(self) -> Iterator[None]:
-        self._users += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self.last_use_s = monotonic()
-            self._users -= 1
-            if not self._users:
-                self._idle.set()
 
 
 _OVER = (ServedModelState.SERVED_MODEL_STATE_DRAINING, ServedModelState.SERVED_MODEL_STATE_FAILED)

@@ -81,6 +81,11 @@ async def until(condition):
             await asyncio.sleep(0.02)
 
 
+async def is_running(suite):
+    models = (await suite.inference.ListServedModels(ListServedModelsRequest())).served_models
+    return any(model.running_count for model in models)
+
+
 async def publish(suite, bundles, count):
     return [await suite.publish(bundles(seed=seed)) for seed in range(count)]
 
@@ -188,13 +193,8 @@ async def test_what_answers_never_leaves_and_who_waits_too_long_may_come_again(r
 
     monkeypatch.setattr(Engine, "step", slowly)
     answering = asyncio.create_task(answer(suite, "a"))
-
-    async def is_answering():
-        models = (await suite.inference.ListServedModels(ListServedModelsRequest())).served_models
-        return any(model.running_count for model in models)
-
     try:
-        await until(is_answering)
+        await until(lambda: is_running(suite))
         with pytest.raises(Unavailable, match=r"not loaded within 0.2 s; try again: .* only \d+ are free") as caught:
             await answer(suite, "b")
     finally:
@@ -204,6 +204,35 @@ async def test_what_answers_never_leaves_and_who_waits_too_long_may_come_again(r
     assert (await answering).version.endswith("/1")
     await until_answered(suite, "b")
     assert await states(suite) == {"ready": [2], "unloaded": [1]}
+
+
+async def test_who_waits_for_memory_has_its_turn_though_others_never_pause(room_for, bundles, monkeypatch):
+    suite = await room_for(1)
+    for name, version in zip("ab", await publish(suite, bundles, 2), strict=True):
+        await suite.deploy(version, deployment=name, on_demand=True)
+    await answer(suite, "a")
+    may_step = threading.Event()
+    step = Engine.step
+
+    def slowly(self):
+        if self.scheduler.running:
+            may_step.wait(20)
+        step(self)
+
+    monkeypatch.setattr(Engine, "step", slowly)
+    first = asyncio.create_task(answer(suite, "a"))
+    try:
+        await until(lambda: is_running(suite))
+        waiting = asyncio.create_task(answer(suite, "b"))
+
+        async def makes_room():
+            return await states(suite) == {"draining": [1], "waiting": [2]}
+
+        await until(makes_room)
+        second = asyncio.create_task(answer(suite, "a"))
+    finally:
+        may_step.set()
+    assert [(await task).version[-1] for task in (first, waiting, second)] == ["1", "2", "1"]
 
 
 async def test_a_version_larger_than_the_whole_budget_is_refused_with_the_numbers(room_for, bundles):
