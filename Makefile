@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos reference lint test demo up bench images clean
+.PHONY: help setup protos reference lint test demo up bench bench-gpu images clean
 
 help: ## Show what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ up: $(READY) ## Start every program and stay
 
 bench: $(READY) ## Measure all: training, generation beside peers, streaming, servers
 	$(BIN)/python -m benchmarks
+
+bench-gpu: $(READY) ## Verify and measure serving on a CUDA device (the checks alone, without one)
+	$(BIN)/python -m benchmarks gpu
 
 images: ## Build the container image
 	docker build --tag octavo:dev .

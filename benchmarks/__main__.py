@@ -20,7 +20,10 @@ TITLES = {
     "generate": "Generation: tokens per second beside other engines",
     "streaming": "Serving: what scheduling and streaming cost",
     "serving": "Serving: whole servers under open-loop load",
+    "gpu": "Serving on a GPU",
 }
+EVERYWHERE = [name for name in TITLES if name != "gpu"]
+"""What runs without names; `make bench-gpu` names the other, which says nothing to the page without a GPU."""
 QUICK = {"train": ("--budgets", "3", "--seeds", "1", "--without-nanogpt")}
 """What makes a benchmark quick; for those that are not here it is `--quick`."""
 
@@ -33,8 +36,9 @@ def main(arguments: list[str]) -> None:
     if unknown:
         sys.exit(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(TITLES)}")
     kept = sections_of(PAGE.read_text()) if PAGE.exists() else {}
-    measured = {name: section(name, options) for name in TITLES if not names or name in names}
-    if "--quick" in options:
+    measured = {name: section(name, options) for name in TITLES if name in (names or EVERYWHERE)}
+    measured = {name: text for name, text in measured.items() if "|" in text}
+    if "--quick" in options or not measured:
         return
     sections = kept | measured
     PAGE.write_text("\n".join([INTRODUCTION, *(sections[name] for name in TITLES if name in sections)]))

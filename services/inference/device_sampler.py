@@ -77,7 +77,7 @@ class DeviceSampler:
         form, batch = self._form(count), self._session.batch(count)
         if (form, batch) not in self._bindings:
             self._bindings[form, batch] = self._bound(form, batch)
-        self._runs[form].run(self._bindings[form, batch], batch)
+        self._runs[form].run(self._bindings[form, batch], self._session.number(count))
         self._turn += 1
         return self._arrays.chosen.read().view(np.int64)[:count, 0]
 

@@ -59,11 +59,17 @@ class DeviceSession:
     With `is_invariant` every step decodes all slots and prompts are read one by one, so that the shapes of a
     sequence's runs, and with them its kernels, never depend on its company. With `ahead` the next step is begun as
     soon as its tokens are known, while the host attends to the last one; it is repeated where rows have come, gone
-    or moved since.
+    or moved since. Without `replays` everything runs eagerly, as a measure of what they give.
     """
 
     def __init__(
-        self, graph: DeviceGraph, cache: DeviceCache, *, is_invariant: bool = False, ahead: bool = False
+        self,
+        graph: DeviceGraph,
+        cache: DeviceCache,
+        *,
+        is_invariant: bool = False,
+        ahead: bool = False,
+        replays: bool = True,
     ) -> None:
         self.cache = cache
         self.vocab_size = graph.architecture.vocab_size
@@ -76,7 +82,9 @@ class DeviceSession:
         self._graph = graph
         self._is_invariant = is_invariant
         self._is_ahead = ahead
+        self._replays = replays
         self._fetcher = DeviceCopier(cache.device, 1)
+        self._numbers: dict[int, int] = {}
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._total = np.array(cache.capacity, np.int32)  # of a decode step: a capture freezes what is on the host
         self._count = 0
@@ -104,7 +112,7 @@ class DeviceSession:
         else:
             self._finish()
             self._upload(count)
-            self._run(self._decode_binding(count), self.batch(count))
+            self._run(self._decode_binding(count), self.number(count))
         return DeviceLogits(self, count)
 
     def decode_row(self, row: int) -> Floats:
@@ -124,7 +132,7 @@ class DeviceSession:
         self._stepped = None
         if self._is_uploaded and self._is_ahead:
             self._running = self._decode_binding(count)
-            self._run(self._running, self.batch(count), waits=False)
+            self._run(self._running, self.number(count), waits=False)
 
     def stepped(self, token_ids: NDArray[np.int64]) -> None:
         """Is told that the device has chosen `token_ids` [count] and moved its own copies one position on."""
@@ -156,6 +164,15 @@ class DeviceSession:
         """How many rows a step of `count` reads: a power of two, or all."""
         slots = self.cache.slots
         return slots if self._is_invariant else min(1 << (count - 1).bit_length(), slots)
+
+    def number(self, count: int) -> int:
+        """The number under which this session's runs of such a batch are captured."""
+        if not self._replays:
+            return EAGER
+        batch = self.batch(count)
+        if batch not in self._numbers:
+            self._numbers[batch] = self._graph.runs.new_number()
+        return self._numbers[batch]
 
     def fetch(self, row: int) -> Floats:
         """The logits [vocab] of a row after the last run."""

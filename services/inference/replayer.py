@@ -4,6 +4,8 @@ The runtime captures at the second run of a number, and again for each thread th
 frozen: all that changes has to lie in the device's memory, and a number must have the same binding each time.
 """
 
+from itertools import count
+
 import onnxruntime as ort
 
 from services.inference.device import Device
@@ -19,6 +21,11 @@ class Replayer:
         self._session = session
         self._device = device
         self._options: dict[tuple[int, bool], ort.RunOptions] = {}
+        self._numbers = count(1)
+
+    def new_number(self) -> int:
+        """A number that no binding has yet."""
+        return next(self._numbers)
 
     def binding(self) -> ort.IOBinding:
         """An empty set of inputs and outputs."""

@@ -128,6 +128,28 @@ def test_a_step_begun_ahead_is_repeated_where_rows_have_changed(bundles, device_
     assert np.array(session.decode(2)).tobytes() == np.array(plain.decode(2)).tobytes()
 
 
+def test_sessions_over_one_graph_never_share_a_capture(bundles, device_session_over):
+    """A replay reads and writes where its capture did, whoever asks for it."""
+    session = device_session_over(bundles())
+    other = DeviceSession(session._graph, session._graph.new_cache(slots=4, capacity=CONTEXT))
+    eager = DeviceSession(session._graph, session._graph.new_cache(slots=4, capacity=CONTEXT), replays=False)
+    numbers = [one.number(count) for one in (session, other) for count in (1, 2, 3)]
+    assert len(set(numbers)) == 6
+    assert min(numbers) > 0
+    assert [session.number(count) for count in (1, 2, 3, 4)] == [*numbers[:3], numbers[2]]
+    assert eager.number(2) < 0
+
+
+def test_logits_that_were_overwritten_are_told(bundles, device_session_over):
+    session = device_session_over(bundles())
+    session.prefill(0, prompts_of(3)[0], 0)
+    session.place(0, 1, 3)
+    logits = session.decode(1)
+    session.decode_row(0)
+    with pytest.raises(RuntimeError, match="overwritten"):
+        logits[0]
+
+
 def test_a_row_that_is_not_there_is_not_fetched(bundles, device_session_over):
     session = device_session_over(bundles())
     session.prefill(0, prompts_of(3)[0], 0)
