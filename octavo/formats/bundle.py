@@ -94,8 +94,11 @@ def graph_file(precision: str) -> str:
 
 
 def weights_file(precision: str) -> str:
-    """The tensors that the graph of a precision reads, beside those it shares with the checkpoint."""
-    return WEIGHTS_FILE if precision == "fp32" else f"model.{precision}.safetensors"
+    """The tensors that the graph of a precision reads, beside those it shares with the checkpoint; safetensors too.
+
+    Not by that suffix, since vLLM takes every `.safetensors` of a directory for a part of the checkpoint.
+    """
+    return WEIGHTS_FILE if precision == "fp32" else f"{graph_file(precision)}.data"
 
 
 def require_tensors(architecture: Architecture, header: TensorHeader) -> None:

@@ -138,7 +138,7 @@ class _Quantizer:
 
 
 def write_int8(bundle: Path, seen: Activations, heed: Heed = lambda: None) -> Path:
-    """W8A8 beside the fp32 graph of `bundle`: model.int8.onnx over model.int8.safetensors; returns the graph."""
+    """W8A8 beside the fp32 graph of `bundle`: model.int8.onnx over model.int8.onnx.data; returns the graph."""
     work = _Quantizer(bundle, seen, heed)
     work.smooth(lambda site: _integer_loss)
     ranges: dict[str, Range] = {}

@@ -76,7 +76,7 @@ async def test_an_export_is_a_new_version_that_holds_the_old_one_and_answers_in_
         blobs = {file.path: file.blob for file in version.files}
         remade = {"conformance.json", "lineage.json", "README.md"}
         assert all(blobs[file.path] == file.blob for file in source.files if file.path not in remade)
-        assert {"model.int8.onnx", "model.int8.safetensors", "model.int4.onnx"} <= blobs.keys()
+        assert {"model.int8.onnx", "model.int8.onnx.data", "model.int4.onnx"} <= blobs.keys()
         assert version.lineage.parent_version == "models/poet/versions/1"
         assert version.lineage.job == job.name
         assert [one.dataset for one in version.lineage.datasets] == ["datasets/tiny/versions/1"]
