@@ -200,16 +200,16 @@ async def test_two_servers_of_one_directory_neither_fetch_twice_nor_take_away_wh
         addresses = await stack.enter_async_context(serving.running(other))
         client = await stack.enter_async_context(AsyncClient(Addresses(inference=addresses["inference"])))
 
-        async def other_answers():
+        async def answers(inference_client):
             try:
-                return (await client.inference.Generate(GenerateRequest(**asked()))).version
-            except (NotFound, Unavailable):
+                return (await inference_client.Generate(GenerateRequest(**asked()))).version
+            except (NotFound, Unavailable):  # what is READY on one server may be on its way on the other
                 return ""
 
         for version in (first, second, first, second):
             await suite.deploy(version)
             async with asyncio.timeout(10):
-                while {await answering_version(suite), await other_answers()} != {version}:
+                while {await answers(suite.inference), await answers(client.inference)} != {version}:
                     await asyncio.sleep(0.01)
 
         async def one_is_left():
