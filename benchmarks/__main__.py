@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,10 +21,7 @@ TITLES = {
     "generate": "Generation: tokens per second beside other engines",
     "streaming": "Serving: what scheduling and streaming cost",
     "serving": "Serving: whole servers under open-loop load",
-    "gpu": "Serving on a GPU",
 }
-EVERYWHERE = [name for name in TITLES if name != "gpu"]
-"""What runs without names; `make bench-gpu` names the other, which says nothing to the page without a GPU."""
 QUICK = {"train": ("--budgets", "3", "--seeds", "1", "--without-nanogpt")}
 """What makes a benchmark quick; for those that are not here it is `--quick`."""
 
@@ -36,20 +34,21 @@ def main(arguments: list[str]) -> None:
     if unknown:
         sys.exit(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(TITLES)}")
     kept = sections_of(PAGE.read_text()) if PAGE.exists() else {}
-    measured = {name: section(name, options) for name in TITLES if name in (names or EVERYWHERE)}
-    measured = {name: text for name, text in measured.items() if "|" in text}
-    if "--quick" in options or not measured:
+    with tempfile.TemporaryDirectory() as bundles:
+        measured = {name: section(name, options, bundles) for name in TITLES if not names or name in names}
+    if "--quick" in options:
         return
     sections = kept | measured
     PAGE.write_text("\n".join([INTRODUCTION, *(sections[name] for name in TITLES if name in sections)]))
     print(f"\nwritten to {PAGE.relative_to(ROOT)}")
 
 
-def section(name: str, options: list[str]) -> str:
-    """Runs one benchmark, showing what it prints; answers its part of the page."""
+def section(name: str, options: list[str], bundles: str) -> str:
+    """Runs one benchmark, showing what it prints; answers its part of the page. They share the models in `bundles`."""
     quick = QUICK.get(name, ("--quick",))
     chosen = [word for option in options for word in (quick if option == "--quick" else (option,))]
     command = [sys.executable, "-m", f"benchmarks.{name}", *chosen]
+    command += [] if name == "train" else ["--bundles", bundles]
     tables: list[str] = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():

@@ -14,6 +14,7 @@ import numpy as np
 
 from octavo.formats.architecture import Architecture, Family
 from octavo.formats.bundle import GENERATION_CONFIG_FILE, REQUIRED_FILES, write_bundle
+from octavo.formats.conformance import CONFORMANCE_FILE, Conformance
 from octavo.formats.tokenizer import Tokenizer
 from services.trainer.conversion import Conversion
 from services.trainer.onnx_export import export_graph
@@ -69,8 +70,17 @@ def write_checkpoint(directory: Path, shape: Shape, family: Family = "gpt2") -> 
     return directory
 
 
-def write_served(directory: Path, shape: Shape, device: str = "cpu") -> list[str]:
-    """A checkpoint with its graphs, made and proven as an export makes them; answers the precisions that it has.
+def served(bundles: Path, shape: Shape, device: str = "cpu") -> tuple[Path, list[str]]:
+    """The shape's bundle below `bundles` and the precisions that it has; made if an earlier benchmark has not."""
+    directory = bundles / f"{shape.name.replace(' ', '-')}-{device}"
+    precisions = ["fp32", *PRECISIONS[device]]
+    if not (directory / CONFORMANCE_FILE).exists() or set(precisions) - set(Conformance.read(directory).precisions):
+        _write_served(directory, shape, device)
+    return directory, precisions
+
+
+def _write_served(directory: Path, shape: Shape, device: str) -> None:
+    """A checkpoint with its graphs, made and proven as an export makes them.
 
     What is lost by fewer bits says nothing here, since the weights are random: it is looked at only briefly.
     """
@@ -89,14 +99,13 @@ def write_served(directory: Path, shape: Shape, device: str = "cpu") -> list[str
     )
     for precision in PRECISIONS[device]:
         conversion.make(precision)
-    return ["fp32", *PRECISIONS[device]]
 
 
 def link_checkpoint(bundle: Path, directory: Path) -> Path:
     """The files of a bundle that every peer can read, without those of other precisions: vLLM loads all it finds."""
     directory.mkdir(parents=True)
     for name in (*REQUIRED_FILES, GENERATION_CONFIG_FILE):
-        (directory / name).hardlink_to(bundle / name)
+        (directory / name).symlink_to((bundle / name).absolute())
     return directory
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.bundles import CHARACTERS, SHAPES, Shape, link_checkpoint, prompts, write_checkpoint, write_served
+from benchmarks.bundles import CHARACTERS, SHAPES, Shape, link_checkpoint, prompts, served, write_checkpoint
 from benchmarks.contestants import PEER_CONTESTANTS, Contestant, Worker, own
 from benchmarks.environments import DIRECTORY, NotAvailableError
 from benchmarks.rates import Comparison, Result, compare, rate_table, ratio_table
@@ -40,10 +40,10 @@ class Contest:
         self._options = options
         self._new = 8 if options.quick else NEW_TOKENS
         self._least_s = 0.0 if options.quick else LEAST_S
-        precisions = write_served(directory / "bundle", shape, options.device)
+        bundle, precisions = served(options.bundles or directory, shape, options.device)
         self._directories = {
-            "bundle": directory / "bundle",
-            "gpt2": link_checkpoint(directory / "bundle", directory / "gpt2"),
+            "bundle": bundle,
+            "gpt2": link_checkpoint(bundle, directory / "gpt2"),
             "llama": write_checkpoint(directory / "llama", shape, "llama"),
         }
         everybody = [*own(precisions), *PEER_CONTESTANTS]
@@ -169,6 +169,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", help="those whose name has one of these parts")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--log", type=Path, default=Path(os.devnull), help="what the contestants print")
+    parser.add_argument("--bundles", type=Path, help="where models are kept that an earlier benchmark made")
     parser.add_argument("--json", type=Path, help="write every round to this file")
     options = parser.parse_args()
     options.rounds = 1 if options.quick else options.rounds

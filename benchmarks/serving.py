@@ -22,8 +22,7 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from benchmarks.bundles import CHARACTERS, GPT2, Shape, link_checkpoint, write_served
-from benchmarks.contestants import FOUR_BITS
+from benchmarks.bundles import CHARACTERS, GPT2, Shape, link_checkpoint, served
 from benchmarks.environments import DIRECTORY, NotAvailableError
 from benchmarks.load import Call, Summary, arrivals, closed_loop, open_loop
 from benchmarks.servers import Prompt, Server, Work, llama_cpp, octavo, vllm
@@ -143,10 +142,10 @@ async def report(options: argparse.Namespace) -> None:
     shape = CHARACTERS if options.quick else GPT2
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        precisions = [word for word in write_served(directory / "bundle", shape) if word not in FOUR_BITS]
-        asked = prompts(directory / "bundle", shape)
-        work = Work(directory / "bundle", asked, options.new)
-        plain = Work(link_checkpoint(work.bundle, directory / "checkpoint"), asked, options.new)
+        bundle, precisions = served(options.bundles or directory, shape)
+        asked = prompts(bundle, shape)
+        work = Work(bundle, asked, options.new)
+        plain = Work(link_checkpoint(bundle, directory / "checkpoint"), asked, options.new)
         starts: dict[str, Start] = {
             f"octavo {word}": partial(octavo, work, word, options.logs or directory, directory / "data" / word)
             for word in options.precisions or precisions[1:2]
@@ -189,6 +188,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=NEW_TOKENS, help="tokens to each prompt")
     parser.add_argument("--precisions", nargs="+", default=[], help="ours; int8 unless said")
     parser.add_argument("--logs", type=Path, help="where to keep what the servers say")
+    parser.add_argument("--bundles", type=Path, help="where models are kept that an earlier benchmark made")
     parser.add_argument("--only", nargs="+", default=[], help="servers whose title has one of these parts")
     options = parser.parse_args()
     if options.quick:

@@ -25,7 +25,7 @@ from typing import Any
 import grpc
 import uvloop
 
-from benchmarks.bundles import SHAPES, Shape, prompts, write_served
+from benchmarks.bundles import CHARACTERS, SHAPES, Shape, prompts, served
 from benchmarks.contestants import FOUR_BITS
 from benchmarks.ours import GREEDY, SAMPLED, engine_completions, key, loaded, session_completions
 from octavo import serving
@@ -209,9 +209,10 @@ async def measure(shape: Shape, options: argparse.Namespace) -> Figures:
     """All layers of one model in turn; a round that is not counted comes first."""
     layers = [("session", "greedy"), *((layer, sampling) for layer in ("engine", "gRPC") for sampling in SAMPLINGS)]
     with tempfile.TemporaryDirectory() as name:
-        precisions = [word for word in write_served(Path(name), shape) if word not in FOUR_BITS]
-        async with started(Path(name)) as server:
-            figures = Figures(shape, await _fastest(server, shape, precisions, options))
+        bundle, precisions = served(options.bundles or Path(name), shape)
+        eight_bits = [word for word in precisions if word not in FOUR_BITS]
+        async with started(bundle) as server:
+            figures = Figures(shape, await _fastest(server, shape, eight_bits, options))
             for number in range(-1, options.rounds):
                 for place, (layer, sampling) in enumerate(layers):
                     seconds = options.seconds if number >= 0 else 0.0
@@ -234,7 +235,8 @@ async def _fastest(server: Server, shape: Shape, precisions: list[str], options:
 
 
 async def report(options: argparse.Namespace) -> None:
-    found = [await measure(shape, options) for shape in SHAPES]
+    shapes = [CHARACTERS] if options.quick else SHAPES
+    found = [await measure(shape, options) for shape in shapes]
     print(
         f"| {options.streams} streams, tokens/s | tokens | bare session | engine | keeps (to reach: "
         f"{ENGINE_TARGET:.0%}) | gRPC streams | keeps of the engine (to reach: {STREAM_TARGET:.0%}) |"
@@ -260,6 +262,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=1.0, help="least length of one measurement")
+    parser.add_argument("--bundles", type=Path, help="where models are kept that an earlier benchmark made")
     parser.add_argument("--json", type=Path, help="write every round to this file")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
