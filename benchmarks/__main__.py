@@ -1,9 +1,10 @@
-"""`python -m benchmarks [NAME …] [OPTION …]`: runs the benchmarks, writes docs/benchmarks.md with machine and versions.
+"""`python -m benchmarks [NAME …]`: runs the benchmarks and writes docs/benchmarks.md, machine and versions included.
 
 Each benchmark is a module of its own that prints its tables; this one only puts them together. `--quick` tries whether
-all of them run, in minutes, and writes nothing. Other options go to each of the benchmarks named.
+all of them run, in minutes, and writes nothing.
 """
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -12,6 +13,8 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+
+from benchmarks.environments import DIRECTORY
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -22,34 +25,31 @@ TITLES = {
     "streaming": "Serving: what scheduling and streaming cost",
     "serving": "Serving: whole servers under open-loop load",
 }
-QUICK = {"train": ("--budgets", "3", "--seeds", "1", "--without-nanogpt")}
-"""What makes a benchmark quick; for those that are not here it is `--quick`."""
+WITH_PEERS = ("generate", "serving")
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Runs the named benchmarks, all without names; the others keep the tables that they have."""
-    first = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    names, options = arguments[:first], arguments[first:]
-    unknown = sorted(set(names) - set(TITLES))
+    options = _options()
+    unknown = sorted(set(options.names) - set(TITLES))
     if unknown:
         sys.exit(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(TITLES)}")
     kept = sections_of(PAGE.read_text()) if PAGE.exists() else {}
+    chosen = [name for name in TITLES if not options.names or name in options.names]
     with tempfile.TemporaryDirectory() as bundles:
-        measured = {name: section(name, options, bundles) for name in TITLES if not names or name in names}
-    if "--quick" in options:
-        return
-    sections = kept | measured
-    PAGE.write_text("\n".join([INTRODUCTION, *(sections[name] for name in TITLES if name in sections)]))
-    print(f"\nwritten to {PAGE.relative_to(ROOT)}")
+        for name in chosen:
+            kept[name] = section(
+                name, [*_arguments(name, options), *([] if name == "train" else ["--bundles", bundles])]
+            )
+            if not options.quick:  # at once: what is measured is kept, whatever becomes of the next one
+                PAGE.write_text("\n".join([INTRODUCTION, *(kept[known] for known in TITLES if known in kept)]))
+                print(f"\nwritten to {PAGE.relative_to(ROOT)}\n")
 
 
-def section(name: str, options: list[str], bundles: str) -> str:
-    """Runs one benchmark, showing what it prints; answers its part of the page. They share the models in `bundles`."""
-    quick = QUICK.get(name, ("--quick",))
-    chosen = [word for option in options for word in (quick if option == "--quick" else (option,))]
-    command = [sys.executable, "-m", f"benchmarks.{name}", *chosen]
-    command += [] if name == "train" else ["--bundles", bundles]
+def section(name: str, arguments: list[str]) -> str:
+    """Runs one benchmark, showing what it prints; answers its part of the page."""
     tables: list[str] = []
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
@@ -59,6 +59,23 @@ def section(name: str, options: list[str], bundles: str) -> str:
         sys.exit(f"benchmarks.{name} failed with exit status {process.returncode}")
     text = "\n".join(tables).strip()
     return f"## {TITLES[name]}\n\n`python -m benchmarks.{name}`, {machine()}.\n\n{text}\n"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(TITLES))
+    parser.add_argument("--quick", action="store_true", help="do they run at all? writes nothing")
+    parser.add_argument("--environments", type=Path, default=DIRECTORY, help="where the peers' environments are kept")
+    return parser.parse_args()
+
+
+def _arguments(name: str, options: argparse.Namespace) -> list[str]:
+    """What of our options a benchmark understands, in its words."""
+    arguments = ["--environments", str(options.environments)] if name in WITH_PEERS else []
+    if not options.quick:
+        return arguments
+    short = ["--budgets", "3", "--seeds", "1", "--without-nanogpt"]
+    return [*arguments, *(short if name == "train" else ["--quick"])]
 
 
 def sections_of(page: str) -> dict[str, str]:
@@ -94,4 +111,4 @@ one run alone, whose rounds alternate: the machine is shared, and its speed chan
 """
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
