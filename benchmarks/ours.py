@@ -74,19 +74,20 @@ def session_completions(loaded: LoadedModel, prompts: list[list[int]], new: int)
 
     Steps the session of an engine that has nothing to do.
     """
-    session = loaded.engine._session
+    session, sampler = loaded.engine._session, loaded.engine._sampler
     rows, length = len(prompts), len(prompts[0])
     ids = [np.array(prompt, np.int64) for prompt in prompts]
     together = max(1, InferenceSettings.chunk_tokens // length)
-    for first in range(0, rows, together):
-        logits = session.prefill_together(first, ids[first : first + together])
-        for row, token_id in enumerate(logits.argmax(axis=1).tolist(), start=first):
-            session.place(row, token_id, length)
-    steps = [session.token_ids[:rows, 0].copy()]
+    starts = range(0, rows, together)
+    firsts = [session.prefill_together(first, ids[first : first + together]).argmax(axis=1) for first in starts]
+    steps = [np.concatenate(firsts)]
+    for row, token_id in enumerate(steps[0].tolist()):
+        session.place(row, token_id, length)
     for _ in range(new - 1):
-        tokens = session.decode(rows).argmax(axis=1)
-        session.advance(rows, tokens)
-        steps.append(tokens)
+        logits = session.decode(rows)
+        # Logits on a device stay there: its sampler, greedy where nothing was placed, is the argmax.
+        steps.append(logits.argmax(axis=1) if isinstance(logits, np.ndarray) else sampler.sample(logits))
+        session.advance(rows, steps[-1])
     completions: list[list[int]] = np.stack(steps, axis=1).tolist()
     return completions
 
