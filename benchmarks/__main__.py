@@ -24,8 +24,12 @@ TITLES = {
     "generate": "Generation: tokens per second beside other engines",
     "streaming": "Serving: what scheduling and streaming cost",
     "serving": "Serving: whole servers under open-loop load",
+    "gpu": "Serving on a GPU",
 }
+EVERYWHERE = [name for name in TITLES if name != "gpu"]
+"""What runs without names; `make bench-gpu` names the other, which says nothing to the page without a GPU."""
 WITH_PEERS = ("generate", "serving")
+WITH_BUNDLES = ("generate", "streaming", "serving")
 
 
 def main() -> None:
@@ -35,13 +39,14 @@ def main() -> None:
     if unknown:
         sys.exit(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(TITLES)}")
     kept = sections_of(PAGE.read_text()) if PAGE.exists() else {}
-    chosen = [name for name in TITLES if not options.names or name in options.names]
+    chosen = [name for name in TITLES if name in (options.names or EVERYWHERE)]
     with tempfile.TemporaryDirectory() as bundles:
         for name in chosen:
-            kept[name] = section(
-                name, [*_arguments(name, options), *([] if name == "train" else ["--bundles", bundles])]
-            )
-            if not options.quick:  # at once: what is measured is kept, whatever becomes of the next one
+            arguments = [*_arguments(name, options), *(["--bundles", bundles] if name in WITH_BUNDLES else [])]
+            measured = section(name, arguments)
+            # At once: what is measured is kept, whatever becomes of the next one.
+            if "|" in measured and not options.quick:
+                kept[name] = measured
                 PAGE.write_text("\n".join([INTRODUCTION, *(kept[known] for known in TITLES if known in kept)]))
                 print(f"\nwritten to {PAGE.relative_to(ROOT)}\n")
 
