@@ -25,7 +25,7 @@ from benchmarks.bundles import CHARACTERS, SHAPES, Shape
 from octavo.formats.architecture import Architecture
 from octavo.formats.bundle import GRAPH_FILE, graph_file, write_bundle
 from octavo.formats.tokenizer import Tokenizer
-from services.inference.device import Device, choose
+from services.inference.device import ATTENTION_KERNELS, Device, choose
 from services.inference.device_graph import DeviceGraph
 from services.inference.device_sampler import DeviceSampler
 from services.inference.device_session import DeviceSession
@@ -38,8 +38,6 @@ from services.trainer.onnx_export import export_graph
 BATCHES = (1, 8, 32, 128)
 STEPS = 48
 """Decode steps of a check; each is compared."""
-ATTENTION = {"runtime's choice": 0, "flash": 1, "efficient": 2, "math": 16}
-"""The provider's `sdpa_kernel`: which attention kernels it may take."""
 PARITY = 0.05
 """Most that a logit in 16 bits may differ, as a share of the logits' standard deviation."""
 MISMATCHES = 0.001
@@ -138,7 +136,7 @@ def replays(bench: Bench, rows: int) -> Check:
 
 def invariance(bench: Bench, attention: str, *, is_invariant: bool = False) -> Check:
     """Row 0 alone, in 8 and in 32."""
-    graph = bench.graph(ATTENTION[attention])
+    graph = bench.graph(ATTENTION_KERNELS[attention])
     texts = [
         [logits[0] for logits in logits_of(bench.session(32, graph, is_invariant=is_invariant), bench, rows, 16)]
         for rows in (1, 8, 32)
@@ -221,12 +219,12 @@ def made_sure(bench: Bench, check: Callable[[], Check]) -> Check:
 
 
 def checks_of(bench: Bench) -> list[Check]:
-    attentions = list(ATTENTION) if bench.device.kind == "cuda" else ["runtime's choice"]
+    attentions = list(ATTENTION_KERNELS) if bench.device.kind == "cuda" else ["auto"]
     made: list[Callable[[], Check]] = [
         lambda: parity(bench),
         *(lambda rows=rows: replays(bench, rows) for rows in (1, 3, 8, 32)),
         *(lambda name=name: invariance(bench, name) for name in attentions),
-        lambda: invariance(bench, "runtime's choice", is_invariant=True),
+        lambda: invariance(bench, "auto", is_invariant=True),
         lambda: chunks(bench),
         lambda: choices(bench),
         lambda: ahead(bench),

@@ -16,6 +16,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 CUDA = "CUDAExecutionProvider"
+ATTENTION_KERNELS = {"auto": 0, "flash": 1, "efficient": 2, "math": 16}
+"""The provider's bits for `sdpa_kernel`; 0 leaves the choice to the runtime."""
 
 
 @dataclass(frozen=True, slots=True)

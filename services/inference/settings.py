@@ -39,6 +39,9 @@ class InferenceSettings(ProgramSettings):
     device_invariant: bool = False
     """On a device, decodes all slots in every step and reads prompts one by one, so that a text's bits do not depend
     on how many others run: kernels are chosen by shape there. Costs what the empty slots cost."""
+    device_attention: str = "auto"
+    """On a device, which attention kernels may be taken: `flash`, `efficient`, `math`, or `auto` for the runtime's
+    choice by shape. `make bench-gpu` says which of them give the same bits in every company."""
     device_ahead: bool = False
     """On a device, begins the next step while the tokens of the last one are attended to. A step in which rows come or
     go is computed twice."""
@@ -90,6 +93,8 @@ class InferenceSettings(ProgramSettings):
             raise SettingsError(f"spin_us {self.spin_us} is not between 0 and 1000000")
         if not _DEVICE.fullmatch(self.device):
             raise SettingsError(f"device {self.device!r} is none of auto, cpu, cuda, cuda:0, cuda:1 …")
+        if self.device_attention not in ("auto", "flash", "efficient", "math"):
+            raise SettingsError(f"device_attention {self.device_attention!r} is none of auto, flash, efficient, math")
         if not 0 <= self.threads <= 1024:
             raise SettingsError(f"threads {self.threads} is not between 0 and 1024; 0 takes what there is")
 

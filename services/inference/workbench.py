@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from octavo.formats.architecture import Architecture
-from services.inference.device import Device
+from services.inference.device import ATTENTION_KERNELS, Device
 from services.inference.device_graph import DeviceGraph
 from services.inference.device_reader import DeviceReader
 from services.inference.device_sampler import DeviceSampler
@@ -62,7 +62,8 @@ class Workshop:
 
     def on_device(self, path: Path, architecture: Architecture, device: Device) -> Workbench:
         """A graph in a device's memory. Raises FailedPrecondition where it cannot be run there, or no row fits."""
-        graph = DeviceGraph(path, architecture, device)
+        kernels = ATTENTION_KERNELS[self._settings.device_attention]
+        graph = DeviceGraph(path, architecture, device, attention_kernels=kernels)
         slots = self._slots(graph.row_size_bytes(self._capacity))
         session = DeviceSession(
             graph,

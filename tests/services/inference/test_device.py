@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto
 
 from octavo.serving import SettingsError
-from services.inference.device import CUDA, Device, choose, open_session
+from services.inference.device import ATTENTION_KERNELS, CUDA, Device, choose, open_session
 from services.inference.device_array import DeviceArray, DeviceCopier
 from services.inference.settings import InferenceSettings
 
@@ -32,6 +32,10 @@ def test_settings_know_the_words_for_devices():
     for word in ("gpu", "cuda:", "cuda:x", ""):
         with pytest.raises(SettingsError, match="none of auto, cpu, cuda"):
             InferenceSettings(device=word)
+    for word in ATTENTION_KERNELS:
+        assert InferenceSettings(device_attention=word).device_attention == word
+    with pytest.raises(SettingsError, match="none of auto, flash, efficient, math"):
+        InferenceSettings(device_attention="paged")
 
 
 def test_a_device_is_named_as_the_runtime_names_it():
