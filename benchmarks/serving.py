@@ -10,6 +10,7 @@ from the moment when the request was due, and from one message with tokens to th
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -193,6 +194,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.seconds, options.overload_seconds = 2.0, 4.0
+    # As Ctrl-C: whatever ends this ends the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     uvloop.run(report(options))
 
 

@@ -9,6 +9,7 @@ A worker file offers `version() -> str` and `Model(directory, **order)` with `ge
 new tokens of each prompt. Runs under any Python that a contestant needs: the standard library alone.
 """
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -22,6 +23,9 @@ from typing import Any
 
 def main() -> None:
     """Answers until standard input ends."""
+    if sys.platform == "linux":
+        # PR_SET_PDEATHSIG, SIGKILL: a stopped process does not notice that the one which stopped it is gone.
+        ctypes.CDLL(None).prctl(1, 9)
     # Libraries print as they please: what they call standard output goes to the log, answers have a way of their own.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
