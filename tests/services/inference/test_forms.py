@@ -76,7 +76,7 @@ def schemas(depth=2):
 
 
 EXPRESSIONS = st.recursive(
-    st.sampled_from(["a", "[b-d]", "[^a-y]", r"\d", r"[x\d]", "to", r"\.", r"\n", " ", "/", '"']),
+    st.sampled_from(["a", "[b-d]", "[^a-y]", "[0-9]", "[x0-9]", "to", r"\.", r"\n", " ", "/", '"']),
     lambda inner: st.one_of(
         st.builds(lambda a, b: f"{a}{b}", inner, inner),
         st.builds(lambda a, b: f"(?:{a}|{b})", inner, inner),
