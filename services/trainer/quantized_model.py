@@ -42,8 +42,6 @@ Heed = Callable[[], None]
 _SEARCHED_ROWS: Final = 512
 # Columns of a matrix that a search looks at: the head of a large vocabulary has fifty thousand.
 _SEARCHED_COLUMNS: Final = 2048
-# Blocks of 64 lost twice as much at 4 bits, and a zero point for each block gained nothing (docs/log.md).
-BLOCK_SIZE: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +53,14 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Widths:
-    """Bits of a weight in the layers, and in the head."""
+class Blocks:
+    """Bits of a weight in the layers and in the head, and how many inputs share a scale."""
 
     layers: int
     head: int
+    size: int
 
-    def of(self, site: Site) -> int:
+    def bits(self, site: Site) -> int:
         return self.head if site.name == "head" else self.layers
 
 
@@ -152,31 +151,37 @@ def write_int8(bundle: Path, seen: Activations, heed: Heed = lambda: None) -> Pa
     return work.write("int8", IntegerArithmetic(ranges))
 
 
-def write_blocks(bundle: Path, seen: Activations, heed: Heed = lambda: None, *, precision: str, widths: Widths) -> Path:
+def write_blocks(bundle: Path, seen: Activations, heed: Heed = lambda: None, *, precision: str, plan: Blocks) -> Path:
     """Weights alone in blocks, beside the fp32 graph of `bundle`; returns the graph."""
     work = _Quantizer(bundle, seen, heed)
-    work.smooth(lambda site: _block_loss(widths.of(site)))
+    work.smooth(lambda site: _block_loss(plan.bits(site), plan.size))
     shapes: dict[str, tuple[int, int, int, int]] = {}
     for site, linear, weight in work.linears():
-        bits = widths.of(site)
+        bits = plan.bits(site)
         # At 8 bits there is too little to make up for: measured, nothing was gained.
         blocks = (
-            quantize_blocks(weight, bits=bits, size=BLOCK_SIZE, importance=work.importance(site))
+            quantize_blocks(weight, bits=bits, size=plan.size, importance=work.importance(site))
             if bits == 8
-            else quantize_blocks_in_turn(weight, work.rows(site), bits=bits, size=BLOCK_SIZE)
+            else quantize_blocks_in_turn(weight, work.rows(site), bits=bits, size=plan.size)
         )
         work.stored[linear.name + ".weight"], work.stored[linear.name + ".scales"] = blocks.codes, blocks.scales
-        shapes[linear.name] = (*weight.shape, bits, BLOCK_SIZE)
+        shapes[linear.name] = (*weight.shape, bits, plan.size)
     work.store_cache_scales()
     return work.write(precision, BlockArithmetic(shapes))
 
 
 WRITERS: Final[Mapping[str, Sequence[Callable[[Path, Activations, Heed], Path]]]] = {
     "int8": (write_int8,),
-    "int8_weights": (partial(write_blocks, precision="int8_weights", widths=Widths(layers=8, head=8)),),
-    "int4": tuple(partial(write_blocks, precision="int4", widths=Widths(layers=4, head=head)) for head in (4, 8)),
+    "int8_weights": (partial(write_blocks, precision="int8_weights", plan=Blocks(layers=8, head=8, size=64)),),
+    "int4": tuple(
+        partial(write_blocks, precision="int4", plan=Blocks(layers=4, head=head, size=32)) for head in (4, 8)
+    ),
 }
-"""How each precision is written: ways to try in turn until the result is good enough, the fastest to serve first."""
+"""How each precision is written: ways to try in turn until the result is good enough, the fastest to serve first.
+
+The largest blocks with which ONNX Runtime's kernel gives a row the same bits in every batch: at 8 bits up to 64, at 4 up
+to 32. Larger ones are read faster, and the last row of an odd number of rows is added up in another order.
+"""
 
 
 def _linears(a: Architecture, site: Site) -> Sequence[Linear]:
@@ -194,9 +199,9 @@ def _integer_loss(x: Floats, weight: Floats) -> float:
     return float(np.square(found.round_trip(x) @ columns.restored() - x @ weight).mean(dtype=np.float64))
 
 
-def _block_loss(bits: int) -> Loss:
+def _block_loss(bits: int, size: int) -> Loss:
     def loss(x: Floats, weight: Floats) -> float:
-        blocks = quantize_blocks(weight, bits=bits, size=BLOCK_SIZE, importance=np.square(x).mean(axis=0))
+        blocks = quantize_blocks(weight, bits=bits, size=size, importance=np.square(x).mean(axis=0))
         return float(np.square(x @ (blocks.restored() - weight)).mean(dtype=np.float64))
 
     return loss
