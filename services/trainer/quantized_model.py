@@ -179,8 +179,8 @@ WRITERS: Final[Mapping[str, Sequence[Callable[[Path, Activations, Heed], Path]]]
 }
 """How each precision is written: ways to try in turn until the result is good enough, the fastest to serve first.
 
-The largest blocks with which ONNX Runtime's kernel gives a row the same bits in every batch: at 8 bits up to 64, at 4 up
-to 32. Larger ones are read faster, and the last row of an odd number of rows is added up in another order.
+The largest blocks with which ONNX Runtime's kernel gives a row the same bits in every batch: at 8 bits 64, at 4 bits
+32. Larger ones are read faster, and the last row of an odd number of rows is added up in another order.
 """
 
 
