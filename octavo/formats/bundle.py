@@ -93,6 +93,11 @@ def graph_file(precision: str) -> str:
     return GRAPH_FILE if precision == "fp32" else f"model.{precision}.onnx"
 
 
+def prompt_graph_file(precision: str) -> str:
+    """The graph with which prompts are read where another one decodes; a precision has none, or this one."""
+    return f"model.{precision}.prompt.onnx"
+
+
 def weights_file(precision: str) -> str:
     """The tensors that the graph of a precision reads, beside those it shares with the checkpoint; safetensors too.
 

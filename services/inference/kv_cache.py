@@ -54,3 +54,9 @@ def _zeros(shape: tuple[int, ...], element_type: type[np.generic]) -> NDArray[An
     size_bytes = np.dtype(element_type).itemsize * int(np.prod(shape, dtype=np.int64))
     pages = mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
     return np.frombuffer(pages, element_type).reshape(shape)
+
+
+def cut(tensor: NDArray[Any], rows: int, capacity: int) -> NDArray[Any]:
+    """A cache of `rows` rows of `capacity` tokens [rows, heads, capacity, head_size] in the memory of another."""
+    _, heads, _, head_size = tensor.shape
+    return tensor.reshape(-1)[: rows * heads * capacity * head_size].reshape(rows, heads, capacity, head_size)

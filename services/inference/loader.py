@@ -27,7 +27,7 @@ from services.inference.score_session import ScoreSession
 from services.inference.served_model import Key, LoadedModel, end_ids, precision_word
 from services.inference.settings import InferenceSettings
 from services.inference.tensor_model import TensorModel
-from services.inference.workbench import Workbench, Workshop
+from services.inference.workbench import Workbench, Workshop, prompt_path
 
 GRAPHS = {Precision.Value(f"PRECISION_{word.upper()}"): graph_file(word) for word in PRECISIONS}
 
@@ -127,8 +127,12 @@ class Loader:
         # as float32 and the sampler's copies of them in float64. Measured: an upper bound from 1 to 85 M parameters.
         working = 16 * self._settings.chunk_tokens * architecture.width * 4 + 28 * slots * architecture.vocab_size
         working += ScoreSession.size_bytes(architecture, row_bytes=row_bytes, chunk_tokens=self._settings.chunk_tokens)
+        weights = weights_bytes(graph)
+        if (prompts := prompt_path(graph)).is_file():
+            weights += weights_bytes(prompts)
+            working += (capacity + 2 * self._settings.chunk_tokens) * architecture.kv_cache_bytes_per_token()
         return Footprint(
-            weights_bytes=weights_bytes(graph),
+            weights_bytes=weights,
             cache_bytes=slots * row_bytes,
             working_bytes=SESSION_BYTES + working,
         )

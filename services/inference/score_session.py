@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from octavo.formats.architecture import Architecture
+from services.inference.kv_cache import cut
 from services.inference.served_graph import ServedGraph, bind, bind_output
 from services.inference.session import padded_width
 
@@ -160,7 +161,7 @@ class TextReader:
         bind_output(binding, "logits", logits)
         bind_output(binding, "hidden", hidden)
         for name, tensor in self._cache.tensors.items():
-            memory = _cut(tensor, rows, run.padded) if run.padded else tensor
+            memory = cut(tensor, rows, run.padded) if run.padded else tensor
             bind(binding, f"past_{name}", memory)
             bind_output(binding, f"present_{name}", memory)
         self._graph.run(binding)
@@ -189,9 +190,3 @@ class Workspace:
         logits, hidden = self._logits[: len(answered)], self._hidden[: len(answered)]
         self._reader.read(TextRun(token_ids, start, lengths, answered, padded), logits, hidden)
         return logits[: len(pairs)], hidden[: len(pairs)]
-
-
-def _cut(tensor: NDArray[Any], rows: int, capacity: int) -> NDArray[Any]:
-    """A cache of `rows` rows of `capacity` tokens [rows, heads, capacity, head_size] in the memory of another."""
-    _, heads, _, head_size = tensor.shape
-    return tensor.reshape(-1)[: rows * heads * capacity * head_size].reshape(rows, heads, capacity, head_size)

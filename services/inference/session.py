@@ -11,6 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from services.inference.kv_cache import KvCache
+from services.inference.prompt_reader import PromptReader
 from services.inference.served_graph import ServedGraph, bind, bind_cache, bind_output
 
 BINDING_LIMIT = 1024
@@ -29,12 +30,14 @@ def padded_width(count: int) -> int:
 class Session:
     """The engine's way to the graph. Used by one thread at a time.
 
+    Prompts are read by `reader` where the graph has one, otherwise by the graph itself.
     `token_ids` int64 [slots, 1], `positions` int64 [slots, 1] and `lengths` int32 [slots] are the inputs of the next
     decode step, row by row: the token to read, its position, and the number of positions before it (the same number).
     """
 
-    def __init__(self, graph: ServedGraph, cache: KvCache) -> None:
+    def __init__(self, graph: ServedGraph, cache: KvCache, reader: PromptReader | None = None) -> None:
         self.cache = cache
+        self._reader = reader
         self.vocab_size = graph.architecture.vocab_size
         self._graph = graph
         self._last_position = graph.architecture.context_length - 1
@@ -97,11 +100,13 @@ class Session:
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Gives row `target` the first `length` positions of row `source`; what it reads next is still to be placed."""
+        self._forget(target)
         self.cache.copy(source, target, length)
 
     def move(self, source: int, target: int, keeps: int = 0) -> None:
         """Makes row `target` what row `source` is, and lets `source` have the first `keeps` positions of `target`."""
         length = int(self.lengths[source])
+        self._forget(source, target)
         self.cache.move(source, target, length, keeps)
         self.place(target, int(self.token_ids[source, 0]), length)
 
@@ -111,6 +116,10 @@ class Session:
         token_ids = np.zeros((rows, width), np.int64)
         for line, piece in zip(token_ids, pieces, strict=True):
             line[: len(piece)] = piece
+        if self._reader:
+            answers = self._logits[row : row + rows], self._hidden[row : row + rows]
+            self._reader.read(row, token_ids, counts, start, answers)
+            return answers[0]
         binding = self._prompt_binding(slice(row, row + rows))
         bind(binding, "input_ids", token_ids)
         positions = np.tile(np.minimum(np.arange(start, start + width), self._last_position), (rows, 1))
@@ -123,6 +132,10 @@ class Session:
         self._total[...] = start + width
         self._graph.run(binding)
         return self._logits[row : row + rows]
+
+    def _forget(self, *rows: int) -> None:
+        if self._reader:
+            self._reader.forget(rows)
 
     def _prompt_binding(self, rows: slice) -> ort.IOBinding:
         key = (rows.start, rows.stop)

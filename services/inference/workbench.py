@@ -14,12 +14,18 @@ from services.inference.device_graph import DeviceGraph
 from services.inference.device_reader import DeviceReader
 from services.inference.device_sampler import DeviceSampler
 from services.inference.device_session import DeviceSession
+from services.inference.prompt_reader import PromptReader, read_scales
 from services.inference.row_session import RowSampler, RowSession
 from services.inference.sampler import Sampler
 from services.inference.score_session import RunReader, ScoreSession, TextReader
 from services.inference.served_graph import ServedGraph
 from services.inference.session import Session
 from services.inference.settings import InferenceSettings
+
+
+def prompt_path(path: Path) -> Path:
+    """Where the graph that reads prompts for another would lie."""
+    return path.with_suffix(".prompt.onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +50,28 @@ class Workshop:
 
     def on_processor(self, path: Path, architecture: Architecture) -> Workbench:
         """A graph on the processor. Raises FailedPrecondition where it cannot be run, or no row fits."""
-        graph = ServedGraph(
-            path,
-            architecture,
-            # With more threads than heads the attention kernel splits a row among threads, in another way when a
-            # batch has more rows: a sequence's bits would depend on its company.
-            threads=min(self._settings.thread_count, architecture.heads),
-            spin_us=self._settings.spin_us,
-        )
+        graph = self._open(path, architecture)
         slots = self._slots(graph.row_size_bytes(self._capacity))
+        cache = graph.new_cache(slots=slots, capacity=self._capacity)
+        prompts = prompt_path(path)
+        reading = self._open(prompts, architecture) if prompts.is_file() else graph
+        reader = None
+        if reading is not graph:
+            scales = read_scales(path.with_name(f"{path.name}.data"), cache.tensors)
+            # A group's prompts fit a chunk; padding adds a token to each.
+            reader = PromptReader(reading, cache, scales, run_tokens=self._settings.chunk_tokens * 2)
         return Workbench(
-            session=Session(graph, graph.new_cache(slots=slots, capacity=self._capacity)),
+            session=Session(graph, cache, reader),
             sampler=Sampler(slots=slots, capacity=self._capacity),
-            score_session=self._score_session(partial(TextReader, graph)),
+            score_session=self._score_session(partial(TextReader, reading)),
             device="cpu",
         )
+
+    def _open(self, path: Path, architecture: Architecture) -> ServedGraph:
+        # With more threads than heads the attention kernel splits a row among threads, in another way when a batch
+        # has more rows: a sequence's bits would depend on its company.
+        threads = min(self._settings.thread_count, architecture.heads)
+        return ServedGraph(path, architecture, threads=threads, spin_us=self._settings.spin_us)
 
     def on_device(self, path: Path, architecture: Architecture, device: Device) -> Workbench:
         """A graph in a device's memory. Raises FailedPrecondition where it cannot be run there, or no row fits."""

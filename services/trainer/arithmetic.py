@@ -22,6 +22,8 @@ class Arithmetic:
     cache_type: int = TensorProto.FLOAT
     """Element type of keys and values in the cache."""
     cache_element_bytes: int = 4
+    keeps_codes: bool = False
+    """Whether the graph tells the codes of what it writes into its cache, for the cache of another graph."""
 
     def linear(
         self, nodes: GraphNodes, x: str, names: Sequence[str], result: str, *, is_turned: bool, bias: str = ""
@@ -48,6 +50,14 @@ class Arithmetic:
     def embedding(self, nodes: GraphNodes, name: str, ids: str, result: str) -> str:
         """The rows of a table at `ids`."""
         return nodes.node("Gather", [nodes.tensor(name), ids], result)
+
+    def cached(self, nodes: GraphNodes, layer: int, part: str, x: str) -> str:
+        """Keys or values [batch, sequence, kv_width] as those who read them from a cache of codes would see them.
+
+        Only for a graph that reads prompts for one that decodes; `keeps_codes` says so.
+        """
+        del nodes, layer, part
+        return x
 
     def cache_scales(self, nodes: GraphNodes, layer: int) -> list[str]:
         """The scales of keys and values, [1, kv_heads, 1, head_size] each; none where the cache holds floats."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from octavo.errors import FailedPrecondition
 from octavo.formats.architecture import Architecture
-from octavo.formats.bundle import CONFIG_FILE, graph_file, read_json, weights_file
+from octavo.formats.bundle import CONFIG_FILE, graph_file, prompt_graph_file, read_json, weights_file
 from octavo.formats.manifest import digest_file
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
@@ -119,8 +119,8 @@ class Conversion:
             if quality.perplexity_increase <= self._max_increase:
                 self._prove(precision)
                 return quality
-        for name in (graph_file(precision), weights_file(precision)):
-            (self._bundle / name).unlink()
+        for name in (graph_file(precision), prompt_graph_file(precision), weights_file(precision)):
+            (self._bundle / name).unlink(missing_ok=True)
         raise _lost(quality, self._max_increase)
 
     def _prove(self, precision: str) -> None:

@@ -21,6 +21,8 @@ from octavo.v1.errors_pb2 import Reason
 _CACHE_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
+Feeds = dict[str, npt.NDArray[Any]]
+
 __all__ = ["GraphSession", "NoKernel", "open_graph"]
 
 
@@ -30,11 +32,14 @@ _UNFIT: Final = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFil
 class GraphSession:
     """One graph over one or several sequences of up to a context each; used by one thread at a time.
 
-    `caches` are the keys and values by layer, [rows, kv_heads, context, head_size], such as `key.0`.
+    `caches` are the keys and values by layer, [rows, kv_heads, context, head_size], such as `key.0`. Where a graph
+    beside it reads its prompts, that one does it here too.
     """
 
     def __init__(self, path: Path, architecture: Architecture, *, threads: int = 1) -> None:
         self._session = open_graph(path, threads=threads)
+        prompts = path.with_suffix(".prompt.onnx")
+        self._reading = open_graph(prompts, threads=threads) if prompts.is_file() else None
         inputs = {value.name: value.type for value in self._session.get_inputs()}
         self._names = inputs.keys()
         if "answered" not in self._names:
@@ -84,28 +89,56 @@ class GraphSession:
         width = ids.shape[1]
         # The kernel takes a run for a first prompt iff this equals n, so a padded first prompt says n.
         longest = width if not self._past.any() else int(total.max())
-        feeds: dict[str, npt.NDArray[Any]] = {
+        feeds: Feeds = {
             "input_ids": np.ascontiguousarray(ids, np.int64),
             "position_ids": self._past[:, None] + np.arange(width, dtype=np.int64)[None, :],
             "seqlens_k": (total - 1).astype(np.int32),
             "total_sequence_length": np.array(longest, np.int32),
             "answered": np.ascontiguousarray(answered, np.int64),
         }
+        reads = self._reading is not None and not self._past.any() and width > 1
+        logits = self._read(feeds) if reads else self._append(feeds)
+        self._past = total
+        return logits
+
+    def _append(self, feeds: Feeds) -> npt.NDArray[np.float32]:
         binding = self._session.io_binding()
         binding.bind_output("logits", "cpu")
-        for name, array in feeds.items():
-            if name in self._names:
-                binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, cache in self.caches.items():
-            # The same address in and out is what makes the kernel append in place.
-            address = cache.ctypes.data
-            binding.bind_input(f"past_{name}", "cpu", 0, cache.dtype.type, cache.shape, address)
-            binding.bind_output(f"present_{name}", "cpu", 0, cache.dtype.type, cache.shape, address)
+        _bind(binding, {name: array for name, array in feeds.items() if name in self._names}, self.caches)
         self._session.run_with_iobinding(binding)
-        self._past = total
         # numpy() of a bound output may alias memory of the runtime.
         logits: npt.NDArray[np.float32] = binding.get_outputs()[0].numpy().copy()
         return logits
+
+    def _read(self, feeds: Feeds) -> npt.NDArray[np.float32]:
+        """First prompts through the graph that reads them; its codes are the caches."""
+        rows, width = feeds["input_ids"].shape
+        shape = (rows, self._a.kv_heads, width, self._a.head_size)
+        floats = {name: np.zeros(shape, np.float32) for name in self.caches}
+        codes = {name: "{}_codes.{}".format(*name.split(".")) for name in self.caches}
+        if self._reading is None:
+            raise AssertionError("there is no graph that reads prompts")
+        binding = self._reading.io_binding()
+        for name in ("logits", *codes.values()):
+            binding.bind_output(name, "cpu")
+        _bind(binding, feeds, floats)
+        self._reading.run_with_iobinding(binding)
+        logits, *found = (output.numpy().copy() for output in binding.get_outputs()[: 1 + len(codes)])
+        for name, tensor in zip(codes, found, strict=True):
+            heads = tensor.reshape(rows, width, self._a.kv_heads, self._a.head_size)
+            self.caches[name][:, :, :width] = heads.transpose(0, 2, 1, 3)
+        answers: npt.NDArray[np.float32] = logits
+        return answers
+
+
+def _bind(binding: ort.IOBinding, feeds: Feeds, caches: Feeds) -> None:
+    for name, array in feeds.items():
+        binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    for name, cache in caches.items():
+        # The same address in and out is what makes the kernel append in place.
+        address = cache.ctypes.data
+        binding.bind_input(f"past_{name}", "cpu", 0, cache.dtype.type, cache.shape, address)
+        binding.bind_output(f"present_{name}", "cpu", 0, cache.dtype.type, cache.shape, address)
 
 
 def open_graph(graph: Path | bytes, *, threads: int, folder: Path | None = None) -> ort.InferenceSession:

@@ -7,7 +7,8 @@ MatMul), Concat and Transpose nodes say so, and ONNX Runtime folds them once whe
 Contract, which the inference engine binds by name:
 
   inputs   input_ids int64 [batch, sequence]
-           position_ids int64 [batch, sequence]            gpt2 only; rotary families count by seqlens_k
+           position_ids int64 [batch, sequence]            gpt2, and graphs that read prompts for another; the rotary
+                                                           families' others count by seqlens_k
            seqlens_k int32 [batch]                         total length (past + new) of each row, minus one
            total_sequence_length int32 []                  the largest total length
            answered int64 [answers, 2]                     (row, index) of each token after which logits are wanted
@@ -15,6 +16,8 @@ Contract, which the inference engine binds by name:
   outputs  logits float32 [answers, vocab]
            hidden float32 [answers, width]                 what the head reads
            present_key.{l}, present_value.{l}              to be bound to the same memory as past_*
+           key_codes.{l}, value_codes.{l} int8 [batch, sequence, kv_width]    only where prompts have this graph for
+                                                           themselves: what belongs into the cache of the other
 
 Rows grow from cache index 0, padded on the right. Several tokens of several rows may be fed at once only when
 no row has a past (sequence == total_sequence_length); with a past, feed one row, or one token of each row.
@@ -165,17 +168,13 @@ class _GraphBuilder:
 
     def _attention(self, layer: int, qkv: Sequence[str]) -> str:
         past = [f"past_key.{layer}", f"past_value.{layer}"]
-        rotary = [self._rotary_table("cos"), self._rotary_table("sin")] if self._a.has_rope else ["", ""]
+        rotates = self._a.has_rope and not self._arithmetic.keeps_codes
+        if self._arithmetic.keeps_codes:
+            qkv = self._as_cached(layer, qkv)
+        rotary = [self._rotary_table("cos"), self._rotary_table("sin")] if rotates else ["", ""]
         # Between them come position ids, a bias of the scores and a sink, which we have no use for.
-        scales = self._arithmetic.cache_scales(self._nodes, layer)
-        inputs = [
-            *qkv,
-            *past,
-            "seqlens_k",
-            "total_sequence_length",
-            *rotary,
-            *(["", "", "", *scales] if scales else []),
-        ]
+        scales = ["", "", "", *self._arithmetic.cache_scales(self._nodes, layer)]
+        inputs = [*qkv, *past, "seqlens_k", "total_sequence_length", *rotary, *scales]
         while not inputs[-1]:
             inputs.pop()
         result = f"layer.{layer}.attention"
@@ -186,10 +185,22 @@ class _GraphBuilder:
             domain=CONTRIB,
             num_heads=self._a.heads,
             kv_num_heads=self._a.kv_heads,
-            do_rotary=int(self._a.has_rope),
+            do_rotary=int(rotates),
             **self._arithmetic.cache_attributes(),
         )
         return result
+
+    def _as_cached(self, layer: int, qkv: Sequence[str]) -> list[str]:
+        """q, and k and v as another graph's cache will hold them: rotated, if at all, before they are rounded."""
+        query, key, value = qkv if qkv[1] else self._split_heads(qkv[0], f"layer.{layer}.")
+        if self._a.has_rope:
+            query, key = (self._rotated(part, f"{part}.rotated") for part in (query, key))
+        cached = self._arithmetic.cached
+        return [query, cached(self._nodes, layer, "key", key), cached(self._nodes, layer, "value", value)]
+
+    def _rotated(self, x: str, result: str) -> str:
+        tables = [self._rotary_table("cos"), self._rotary_table("sin")]
+        return self._nodes.node("RotaryEmbedding", [x, "position_ids", *tables], result, domain=CONTRIB)
 
     def _keep_answered(self, layer: int, attended: str, residual: str) -> tuple[str, str]:
         """After the last attention only the tokens that the head will read go on: a prompt skips one MLP."""
@@ -225,10 +236,7 @@ class _GraphBuilder:
 
     def _norm_heads(self, qkv: str, attention: str, at: str) -> list[str]:
         """qwen3's QK-norm: every query head and every key head is normalised by itself; values are not."""
-        widths = as_index([self._a.attention_width, self._a.kv_width, self._a.kv_width])
-        parts = self._nodes.node_of_many(
-            "Split", [qkv, self._nodes.constant("qkv_widths", widths)], [f"{at}{part}" for part in "qkv"], axis=-1
-        )
+        parts = self._split_heads(qkv, at)
         heads = self._nodes.constant("heads", as_index([0, 0, -1, self._a.head_size]))
         flat = self._nodes.constant("flat", as_index([0, 0, -1]))
         for index, part in enumerate("qk"):
@@ -236,6 +244,11 @@ class _GraphBuilder:
             normed = self._rms_norm(shaped_part, f"{attention}{part}_norm.weight", f"{at}{part}.normed")
             parts[index] = self._nodes.node("Reshape", [normed, flat], f"{at}{part}.flat")
         return parts
+
+    def _split_heads(self, qkv: str, at: str) -> list[str]:
+        widths = as_index([self._a.attention_width, self._a.kv_width, self._a.kv_width])
+        sizes = self._nodes.constant("qkv_widths", widths)
+        return self._nodes.node_of_many("Split", [qkv, sizes], [f"{at}{part}" for part in "qkv"], axis=-1)
 
     def _swiglu(self, x: str, mlp: str, at: str) -> str:
         """Gate and up by a matrix each: one for both costs a Split, 50 us more for a chunk of 256 of width 384."""
@@ -263,7 +276,7 @@ class _GraphBuilder:
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         tokens = ["batch", "sequence"]
         values = [shaped("input_ids", TensorProto.INT64, tokens)]
-        if not self._a.has_rope:
+        if not self._a.has_rope or self._arithmetic.keeps_codes:
             values.append(shaped("position_ids", TensorProto.INT64, tokens))
         values.append(shaped("seqlens_k", TensorProto.INT32, ["batch"]))
         values.append(shaped("total_sequence_length", TensorProto.INT32, []))
@@ -273,7 +286,15 @@ class _GraphBuilder:
     def _outputs(self) -> list[onnx.ValueInfoProto]:
         sizes = {"logits": self._a.vocab_size, "hidden": self._a.width}
         values = [shaped(name, TensorProto.FLOAT, ["answers", size]) for name, size in sizes.items()]
-        return values + self._caches("present")
+        return values + self._caches("present") + (self._codes() if self._arithmetic.keeps_codes else [])
+
+    def _codes(self) -> list[onnx.ValueInfoProto]:
+        shape: list[str | int] = ["batch", "sequence", self._a.kv_width]
+        return [
+            shaped(f"{part}_codes.{layer}", TensorProto.INT8, shape)
+            for layer in range(self._a.layers)
+            for part in ("key", "value")
+        ]
 
     def _caches(self, when: str) -> list[onnx.ValueInfoProto]:
         shape: list[str | int] = ["batch", self._a.kv_heads, "capacity", self._a.head_size]

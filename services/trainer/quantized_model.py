@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.formats.architecture import Architecture
-from octavo.formats.bundle import CONFIG_FILE, graph_file, read_json, weights_file
+from octavo.formats.bundle import CONFIG_FILE, graph_file, prompt_graph_file, read_json, weights_file
 from octavo.formats.manifest import WEIGHTS_FILE
 from octavo.formats.tensor_file import read_header, read_tensor, write_safetensors
 from services.trainer.activations import Activations
@@ -122,12 +122,16 @@ class _Quantizer:
                 scales = cache_scales(samples)
                 self.stored[f"layer.{layer}.{part}.scales"] = scales.reshape(1, self.a.kv_heads, 1, -1)
 
-    def write(self, precision: str, arithmetic: Arithmetic) -> Path:
-        """Write the tensors and the graph over them and the checkpoint; returns the graph."""
+    def write(self, precision: str, arithmetic: Callable[..., Arithmetic]) -> Path:
+        """Write the tensors, and over them and the checkpoint the graph that decodes, which is returned, and the one
+        that reads prompts.
+        """
         file = weights_file(precision)
         written = write_safetensors(self._bundle / file, self.stored, {"format": "pt"})
         tensors = tensors_of(WEIGHTS_FILE, self._header.tensors) | tensors_of(file, written.tensors)
-        return write_graph(build_graph_of(self.a, tensors, arithmetic), self._bundle / graph_file(precision))
+        reading = build_graph_of(self.a, tensors, arithmetic(reads_prompts=True))
+        write_graph(reading, self._bundle / prompt_graph_file(precision))
+        return write_graph(build_graph_of(self.a, tensors, arithmetic()), self._bundle / graph_file(precision))
 
     def _spread(self, site: Site) -> Floats:
         factors = self.factors.get(site.name)
@@ -148,7 +152,7 @@ def write_int8(bundle: Path, seen: Activations, heed: Heed = lambda: None) -> Pa
         columns = quantize_columns(weight, work.importance(site))
         work.stored[linear.name + ".weight"], work.stored[linear.name + ".scales"] = columns.values, columns.scales
     work.store_cache_scales()
-    return work.write("int8", IntegerArithmetic(ranges))
+    return work.write("int8", partial(IntegerArithmetic, ranges))
 
 
 def write_blocks(bundle: Path, seen: Activations, heed: Heed = lambda: None, *, precision: str, plan: Blocks) -> Path:
@@ -167,7 +171,7 @@ def write_blocks(bundle: Path, seen: Activations, heed: Heed = lambda: None, *, 
         work.stored[linear.name + ".weight"], work.stored[linear.name + ".scales"] = blocks.codes, blocks.scales
         shapes[linear.name] = (*weight.shape, bits, plan.size)
     work.store_cache_scales()
-    return work.write(precision, BlockArithmetic(shapes))
+    return work.write(precision, partial(BlockArithmetic, shapes))
 
 
 WRITERS: Final[Mapping[str, Sequence[Callable[[Path, Activations, Heed], Path]]]] = {

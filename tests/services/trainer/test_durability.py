@@ -76,7 +76,8 @@ async def test_service_and_worker_may_be_killed_in_any_order_and_a_watch_sees_ea
     trainer = Process(suite)
     async with trainer.running() as client:
         await suite.add_dataset(client)
-        spec = suite.spec(steps=600, evaluation_interval_steps=200)
+        # Long enough that a fast machine is not done before it is killed.
+        spec = suite.spec(steps=2400, evaluation_interval_steps=800)
         job = await answered(lambda: suite.create(client, spec))
         directory = JobDirectory(suite.directory / "trainer" / job.name)
         events = []
@@ -85,22 +86,22 @@ async def test_service_and_worker_may_be_killed_in_any_order_and_a_watch_sees_ea
             async for event in client.watch_job(job.name):
                 events.append(event)
 
-        async def step(number):
-            while not any(event.metric.step >= number for event in events[-200:]):
+        async def seen(has_come):
+            while not any(map(has_come, events)):
                 assert not watching.done(), events[-1]
                 await asyncio.sleep(0.02)
 
         watching = asyncio.create_task(watch())
-        await step(50)
+        await seen(lambda event: event.metric.step == 50)
         worker = directory.worker_pid()
         await trainer.kill()  # the worker goes on alone
         await asyncio.sleep(0.5)
         assert directory.worker_pid() == worker
         assert directory.is_locked()
         await trainer.start()
-        await step(200)
+        await seen(lambda event: event.metric.step == 200)
         os.kill(directory.worker_pid(), signal.SIGKILL)  # the service starts another
-        await step(350)
+        await seen(lambda event: event.attempt_start.attempt == 2)
         await trainer.kill()  # both at once
         os.kill(directory.worker_pid(), signal.SIGKILL)
         await trainer.start()
@@ -109,8 +110,8 @@ async def test_service_and_worker_may_be_killed_in_any_order_and_a_watch_sees_ea
         job = await client.trainer.GetJob(pb.GetJobRequest(name=job.name))
         assert job.state == pb.JOB_STATE_SUCCEEDED, job.error
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-        assert [event.metric.step for event in events if event.HasField("metric")] == list(range(1, 601))
-        assert [event.evaluation.step for event in events if event.HasField("evaluation")] == [200, 400, 600]
+        assert [event.metric.step for event in events if event.HasField("metric")] == list(range(1, 2401))
+        assert [event.evaluation.step for event in events if event.HasField("evaluation")] == [800, 1600, 2400]
         assert job.attempt_count == 3
 
 
