@@ -14,10 +14,13 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 from opentelemetry import propagate
 
-from octavo.errors import OctavoError, from_status
+from octavo.errors import OctavoError, Unavailable, from_status
+from octavo.v1 import errors_pb2
 
 Metadata = Sequence[tuple[str, str]]
 
+_CUT = "Internal error from Core"
+"""What grpc.aio says when it cannot write any more, whatever the server has answered (grpc/_cython/_cygrpc/aio)."""
 UNARY_TIMEOUT_S = 60.0
 """How long a unary call may take unless its caller says otherwise, in seconds."""
 
@@ -33,13 +36,20 @@ def open_blocking(target: str, services: Sequence[ServiceDescriptor]) -> grpc.Ch
 
 
 def translated(error: grpc.RpcError) -> OctavoError:
-    """The error that the server raised, or the one that its code implies."""
+    """The error that the server raised, or the one that its code implies.
+
+    Unavailable where gRPC has lost the server's answer: it came while the request was still being written.
+    """
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]
     except ValueError:  # a proxy changed code or message: the details no longer fit
         status = None
     if status is None:
         code: grpc.StatusCode = error.code()
+        if code is grpc.StatusCode.INTERNAL and error.details() == _CUT:
+            return Unavailable(
+                errors_pb2.REASON_UPSTREAM_UNAVAILABLE, "the server has ended the call; ask it what it has"
+            )
         status = status_pb2.Status(code=code.value[0], message=error.details())
     return from_status(status)
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from octavo.client.partial_file import PartialFile
 from octavo.client.transfer_steps import Ask, Receive, Script, Send, Wait, Work, drive, drive_blocking
-from octavo.errors import Aborted, DataLoss, Internal, InvalidArgument, NotFound, OctavoError, OutOfRange, Unavailable
+from octavo.errors import Aborted, DataLoss, InvalidArgument, NotFound, OctavoError, OutOfRange, Unavailable
 from octavo.v1 import errors_pb2
 from octavo.v1.blobs_pb2 import (
     Blob,
@@ -30,9 +30,8 @@ CHUNK_BYTES = 1 << 19
 PATIENCE_S = 30.0
 """How long a transfer goes on trying without a byte of progress, in seconds."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 3.0
-# When a server refuses a stream, grpc.aio may report the write that failed instead of why: with these words. The next
-# attempt listens after its header before it talks, so that a refusal that is still due arrives as what it is.
-_CUT = "Internal error from Core"
+# When a server refuses a stream, the refusal may be lost to the write that failed. The next attempt listens after its
+# header before it talks, so that a refusal that is still due arrives as what it is.
 _LISTEN_S = 0.2
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -105,9 +104,8 @@ class _Patience:
 
 def _may_pass(error: OctavoError) -> bool:
     """Whether another attempt may fare better."""
-    is_cut = isinstance(error, Internal) and error.message == _CUT
     is_offset = isinstance(error, OutOfRange) and error.reason == errors_pb2.REASON_OFFSET_MISMATCH
-    return is_cut or is_offset or isinstance(error, Unavailable | Aborted)
+    return is_offset or isinstance(error, Unavailable | Aborted)
 
 
 def _uploading(source: Path | bytes, progress: Progress) -> Script[Blob]:

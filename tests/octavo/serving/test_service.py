@@ -74,7 +74,7 @@ class Program:
 
 @pytest.fixture
 def program(tmp_path):
-    return Program(ProgramSettings(port=0, data_dir=tmp_path, drain_s=0.2))
+    return Program(ProgramSettings(port=0, data_dir=tmp_path, drain_s=2))
 
 
 @asynccontextmanager
@@ -173,7 +173,7 @@ async def test_a_call_leaves_a_span_with_its_parent_and_a_duration(program):
 async def test_with_keys_only_a_known_key_may_call_but_probes_may(program, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text(f"# the press\n{key_digest('letmein')}\n")
-    program.settings = ProgramSettings(port=0, data_dir=tmp_path, drain_s=0.2, api_keys=keys)
+    program.settings = ProgramSettings(port=0, data_dir=tmp_path, drain_s=2, api_keys=keys)
     request = registry_pb2.GetModelRequest(name="models/poet")
     async with running(program.service()) as addresses:
         async with AsyncClient(Addresses(**addresses), api_key="letmein") as known:
