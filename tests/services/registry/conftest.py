@@ -1,5 +1,6 @@
 """A registry of its own for each test, on a free port, and ways to fill it."""
 
+import asyncio
 import hashlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -66,8 +67,10 @@ class Registry:
 
 
 async def messages(stream: Iterable[WriteBlobRequest]) -> AsyncIterator[WriteBlobRequest]:
+    """Listens after each message, as the client does: a refusal that meets a write is lost in grpc.aio."""
     for message in stream:
         yield message
+        await asyncio.sleep(0.05)
 
 
 @pytest.fixture
