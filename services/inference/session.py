@@ -30,9 +30,9 @@ def padded_width(count: int) -> int:
 class Session:
     """The engine's way to the graph. Used by one thread at a time.
 
-    Prompts are read by `reader` where the graph has one, otherwise by the graph itself.
-    `token_ids` int64 [slots, 1], `positions` int64 [slots, 1] and `lengths` int32 [slots] are the inputs of the next
-    decode step, row by row: the token to read, its position, and the number of positions before it (the same number).
+    Prompts are read by `reader` where the graph has one, otherwise by the graph itself. `token_ids` int64 [slots, 1],
+    `positions` int64 [slots, 1] and `lengths` int32 [slots] are the inputs of the next decode step, row by row: the
+    token to read, its position, and the number of positions before it (the same number).
     """
 
     def __init__(self, graph: ServedGraph, cache: KvCache, reader: PromptReader | None = None) -> None:

@@ -79,10 +79,6 @@ class GraphNodes:
             self._initializers[name] = tensor
         return name
 
-    def has(self, name: str) -> bool:
-        """Whether one of the files has a tensor of this name."""
-        return name in self._tensors
-
 
 def tensors_of(file: str, entries: Mapping[str, TensorEntry]) -> dict[str, StoredTensor]:
     """The tensors of one file."""
