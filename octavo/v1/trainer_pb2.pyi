@@ -191,6 +191,34 @@ TRAINING_PRECISION_BF16: TrainingPrecision.ValueType  # 2
 """Brain floats."""
 Global___TrainingPrecision: _TypeAlias = TrainingPrecision  # noqa: Y015
 
+class _CurveAxis:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CurveAxisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CurveAxis.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CURVE_AXIS_UNSPECIFIED: _CurveAxis.ValueType  # 0
+    """STEP."""
+    CURVE_AXIS_STEP: _CurveAxis.ValueType  # 1
+    """Optimizer steps."""
+    CURVE_AXIS_TOKENS: _CurveAxis.ValueType  # 2
+    """Tokens trained on."""
+    CURVE_AXIS_TIME: _CurveAxis.ValueType  # 3
+    """Seconds of training; evaluations, checkpoints and pauses do not count."""
+
+class CurveAxis(_CurveAxis, metaclass=_CurveAxisEnumTypeWrapper):
+    """What the curves of a comparison run over."""
+
+CURVE_AXIS_UNSPECIFIED: CurveAxis.ValueType  # 0
+"""STEP."""
+CURVE_AXIS_STEP: CurveAxis.ValueType  # 1
+"""Optimizer steps."""
+CURVE_AXIS_TOKENS: CurveAxis.ValueType  # 2
+"""Tokens trained on."""
+CURVE_AXIS_TIME: CurveAxis.ValueType  # 3
+"""Seconds of training; evaluations, checkpoints and pauses do not count."""
+Global___CurveAxis: _TypeAlias = CurveAxis  # noqa: Y015
+
 class _TuneAlgorithm:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -383,6 +411,7 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`jobs/{job}`; the id matches ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$."""
     display_name: _builtins.str
@@ -403,6 +432,10 @@ class Job(_message.Message):
     """The step of the parent's checkpoint from which a fork went on."""
     etag: _builtins.str
     """Changes when display name, labels, priority or state change; send it back to change only what you saw."""
+    configuration_id: _builtins.str
+    """Of the plan with which the job was accepted: the same for all train jobs of one configuration, whatever their
+    names and seeds. Empty for other kinds.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For finding jobs; at most 64, keys and values at most 63 characters each."""
@@ -516,10 +549,11 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        configuration_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["best_evaluation", b"best_evaluation", "create_time", b"create_time", "end_time", b"end_time", "environment", b"environment", "error", b"error", "evaluate", b"evaluate", "export", b"export", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "plan", b"plan", "progress", b"progress", "publish", b"publish", "spec", b"spec", "start_time", b"start_time", "synthesize", b"synthesize", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "best_evaluation", b"best_evaluation", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "environment", b"environment", "error", b"error", "etag", b"etag", "evaluate", b"evaluate", "export", b"export", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "name", b"name", "outputs", b"outputs", "parent_job", b"parent_job", "parent_step", b"parent_step", "plan", b"plan", "priority", b"priority", "progress", b"progress", "publish", b"publish", "queue_position", b"queue_position", "spec", b"spec", "start_time", b"start_time", "state", b"state", "synthesize", b"synthesize", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "best_evaluation", b"best_evaluation", "configuration_id", b"configuration_id", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "environment", b"environment", "error", b"error", "etag", b"etag", "evaluate", b"evaluate", "export", b"export", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "name", b"name", "outputs", b"outputs", "parent_job", b"parent_job", "parent_step", b"parent_step", "plan", b"plan", "priority", b"priority", "progress", b"progress", "publish", b"publish", "queue_position", b"queue_position", "spec", b"spec", "start_time", b"start_time", "state", b"state", "synthesize", b"synthesize", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["train", "evaluate", "export", "tune", "synthesize", "publish"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
@@ -563,6 +597,7 @@ class TrainSpec(_message.Message):
     BASE_VERSION_FIELD_NUMBER: _builtins.int
     LORA_FIELD_NUMBER: _builtins.int
     EXPORT_PRECISIONS_FIELD_NUMBER: _builtins.int
+    PRICE_PER_HOUR_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/tiny` (its newest version at acceptance) or `datasets/tiny/versions/2`."""
     model: _builtins.str
@@ -599,6 +634,10 @@ class TrainSpec(_message.Message):
     """Decay per step of the averaged weights that are evaluated and exported; 0 means no averaging."""
     base_version: _builtins.str
     """`models/poet/versions/3` or `models/poet@champion`: fine-tune this version. Empty: from scratch."""
+    price_per_hour: _builtins.float
+    """What an hour of the machine costs, in a currency of your own; from it a plan estimates the cost of the job. Unset
+    means the trainer's `price_per_hour`.
+    """
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases to move to the new version, such as `champion`; at most 16."""
@@ -676,10 +715,11 @@ class TrainSpec(_message.Message):
         base_version: _builtins.str = ...,
         lora: Global___LoraSpec | None = ...,
         export_precisions: _abc.Iterable[_builtins.str] | None = ...,
+        price_per_hour: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -691,6 +731,8 @@ class TrainSpec(_message.Message):
     _WhichOneofArgType__evaluation_interval_steps: _TypeAlias = _typing.Literal["_evaluation_interval_steps", b"_evaluation_interval_steps"]  # noqa: Y015
     _WhichOneofReturnType__microbatch_size: _TypeAlias = _typing.Literal["microbatch_size"]  # noqa: Y015
     _WhichOneofArgType__microbatch_size: _TypeAlias = _typing.Literal["_microbatch_size", b"_microbatch_size"]  # noqa: Y015
+    _WhichOneofReturnType__price_per_hour: _TypeAlias = _typing.Literal["price_per_hour"]  # noqa: Y015
+    _WhichOneofArgType__price_per_hour: _TypeAlias = _typing.Literal["_price_per_hour", b"_price_per_hour"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__size: _TypeAlias = _typing.Literal["size"]  # noqa: Y015
@@ -711,6 +753,8 @@ class TrainSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__evaluation_interval_steps) -> _WhichOneofReturnType__evaluation_interval_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__microbatch_size) -> _WhichOneofReturnType__microbatch_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_per_hour) -> _WhichOneofReturnType__price_per_hour | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
@@ -1477,6 +1521,10 @@ class Plan(_message.Message):
     ESTIMATED_DURATION_FIELD_NUMBER: _builtins.int
     STEP_FLOPS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
+    ESTIMATED_COST_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
     parameter_count: _builtins.int
     """Trainable parameters, tied ones once."""
     dataset_tokens: _builtins.int
@@ -1491,6 +1539,14 @@ class Plan(_message.Message):
     """Expected peak memory of the worker."""
     step_flops: _builtins.int
     """Floating-point operations of one optimizer step."""
+    configuration_id: _builtins.str
+    """`c-` and 12 hexadecimal digits over everything in `train` that what is learnt depends on. Names, aliases, seed,
+    device, threads, prices and when to look or save do not count. Empty for other kinds.
+    """
+    estimated_cost: _builtins.float
+    """What the estimated duration costs at the price per hour, in its currency; unset where there is no price."""
+    disk_bytes: _builtins.int
+    """Largest size of the job's files: checkpoints and bundle."""
     @_builtins.property
     def train(self) -> Global___TrainSpec:
         """Of a train job."""
@@ -1507,6 +1563,10 @@ class Plan(_message.Message):
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanWarning]:
         """What may disappoint, and its fix."""
 
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseEstimate]:
+        """What the estimated duration is made of, in order."""
+
     def __init__(
         self,
         *,
@@ -1521,16 +1581,53 @@ class Plan(_message.Message):
         estimated_duration: _duration_pb2.Duration | None = ...,
         step_flops: _builtins.int = ...,
         warnings: _abc.Iterable[Global___PlanWarning] | None = ...,
+        configuration_id: _builtins.str = ...,
+        estimated_cost: _builtins.float | None = ...,
+        phases: _abc.Iterable[Global___PhaseEstimate] | None = ...,
+        disk_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_duration", b"estimated_duration", "export", b"export", "resolved", b"resolved", "train", b"train"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost", b"_estimated_cost", "estimated_cost", b"estimated_cost", "estimated_duration", b"estimated_duration", "export", b"export", "resolved", b"resolved", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_tokens", b"dataset_tokens", "epochs", b"epochs", "estimated_duration", b"estimated_duration", "export", b"export", "memory_bytes", b"memory_bytes", "parameter_count", b"parameter_count", "resolved", b"resolved", "step_flops", b"step_flops", "tokens_per_step", b"tokens_per_step", "total_steps", b"total_steps", "train", b"train", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost", b"_estimated_cost", "configuration_id", b"configuration_id", "dataset_tokens", b"dataset_tokens", "disk_bytes", b"disk_bytes", "epochs", b"epochs", "estimated_cost", b"estimated_cost", "estimated_duration", b"estimated_duration", "export", b"export", "memory_bytes", b"memory_bytes", "parameter_count", b"parameter_count", "phases", b"phases", "resolved", b"resolved", "step_flops", b"step_flops", "tokens_per_step", b"tokens_per_step", "total_steps", b"total_steps", "train", b"train", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__estimated_cost: _TypeAlias = _typing.Literal["estimated_cost"]  # noqa: Y015
+    _WhichOneofArgType__estimated_cost: _TypeAlias = _typing.Literal["_estimated_cost", b"_estimated_cost"]  # noqa: Y015
     _WhichOneofReturnType_resolved: _TypeAlias = _typing.Literal["train", "export"]  # noqa: Y015
     _WhichOneofArgType_resolved: _TypeAlias = _typing.Literal["resolved", b"resolved"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimated_cost) -> _WhichOneofReturnType__estimated_cost | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resolved) -> _WhichOneofReturnType_resolved | None: ...
 
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
+class PhaseEstimate(_message.Message):
+    """How long a part of a job will take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    phase: Global___JobPhase.ValueType
+    """The part."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """Its expected time on this machine."""
+
+    def __init__(
+        self,
+        *,
+        phase: Global___JobPhase.ValueType = ...,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "phase", b"phase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhaseEstimate: _TypeAlias = PhaseEstimate  # noqa: Y015
 
 @_typing.final
 class PlanWarning(_message.Message):
@@ -1538,25 +1635,57 @@ class PlanWarning(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ChangeEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     FIELD_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     FIX_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
     field: _builtins.str
     """Path of the field it is about, such as `train.architecture.context_length`."""
     description: _builtins.str
     """What will happen."""
     fix: _builtins.str
     """What to do."""
+    check: _builtins.str
+    """The check that found it, such as `warmup_beyond_end`; docs/reference/checks.md lists all."""
+    @_builtins.property
+    def change(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The fix as a change of the spec that can be applied as it is: paths as in `field`, with values as JSON; an empty
+        value leaves the field out. No paths where only a person can decide.
+        """
+
     def __init__(
         self,
         *,
         field: _builtins.str = ...,
         description: _builtins.str = ...,
         fix: _builtins.str = ...,
+        check: _builtins.str = ...,
+        change: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "field", b"field", "fix", b"fix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "check", b"check", "description", b"description", "field", b"field", "fix", b"fix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2375,12 +2504,82 @@ class TrainingStatistics(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class KindsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___JobFigures: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___JobFigures | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class DatasetsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___JobFigures: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___JobFigures | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ModelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___JobFigures: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___JobFigures | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     JOBS_BY_STATE_FIELD_NUMBER: _builtins.int
     JOBS_BY_KIND_FIELD_NUMBER: _builtins.int
     SUCCESS_RATE_FIELD_NUMBER: _builtins.int
     MEAN_DURATION_FIELD_NUMBER: _builtins.int
     TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_RUNNING_JOBS_FIELD_NUMBER: _builtins.int
+    MEDIAN_DURATION_FIELD_NUMBER: _builtins.int
+    MEAN_WAITING_DURATION_FIELD_NUMBER: _builtins.int
+    MEDIAN_WAITING_DURATION_FIELD_NUMBER: _builtins.int
+    THROUGHPUT_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    DATASETS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     success_rate: _builtins.float
     """Succeeded among those that succeeded or failed, 0 to 1; unset when there are none."""
     total_tokens: _builtins.int
@@ -2399,6 +2598,34 @@ class TrainingStatistics(_message.Message):
     def mean_duration(self) -> _duration_pb2.Duration:
         """Mean time from start to end of jobs that succeeded."""
 
+    @_builtins.property
+    def median_duration(self) -> _duration_pb2.Duration:
+        """Median time from start to end of jobs that succeeded."""
+
+    @_builtins.property
+    def mean_waiting_duration(self) -> _duration_pb2.Duration:
+        """Mean time from creation to start of jobs that started."""
+
+    @_builtins.property
+    def median_waiting_duration(self) -> _duration_pb2.Duration:
+        """Median time from creation to start of jobs that started."""
+
+    @_builtins.property
+    def throughput(self) -> _containers.RepeatedCompositeFieldContainer[Global___Throughput]:
+        """What was trained in the last hour and in the last day."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.MessageMap[_builtins.str, Global___JobFigures]:
+        """Jobs by kind of spec in figures, as `train`."""
+
+    @_builtins.property
+    def datasets(self) -> _containers.MessageMap[_builtins.str, Global___JobFigures]:
+        """Train jobs by dataset, as `datasets/tiny`, all its versions together."""
+
+    @_builtins.property
+    def models(self) -> _containers.MessageMap[_builtins.str, Global___JobFigures]:
+        """Train jobs by model, as `models/poet`."""
+
     def __init__(
         self,
         *,
@@ -2408,16 +2635,107 @@ class TrainingStatistics(_message.Message):
         mean_duration: _duration_pb2.Duration | None = ...,
         total_tokens: _builtins.int = ...,
         max_running_jobs: _builtins.int = ...,
+        median_duration: _duration_pb2.Duration | None = ...,
+        mean_waiting_duration: _duration_pb2.Duration | None = ...,
+        median_waiting_duration: _duration_pb2.Duration | None = ...,
+        throughput: _abc.Iterable[Global___Throughput] | None = ...,
+        kinds: _abc.Mapping[_builtins.str, Global___JobFigures] | None = ...,
+        datasets: _abc.Mapping[_builtins.str, Global___JobFigures] | None = ...,
+        models: _abc.Mapping[_builtins.str, Global___JobFigures] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_success_rate", b"_success_rate", "mean_duration", b"mean_duration", "success_rate", b"success_rate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_success_rate", b"_success_rate", "mean_duration", b"mean_duration", "mean_waiting_duration", b"mean_waiting_duration", "median_duration", b"median_duration", "median_waiting_duration", b"median_waiting_duration", "success_rate", b"success_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_success_rate", b"_success_rate", "jobs_by_kind", b"jobs_by_kind", "jobs_by_state", b"jobs_by_state", "max_running_jobs", b"max_running_jobs", "mean_duration", b"mean_duration", "success_rate", b"success_rate", "total_tokens", b"total_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_success_rate", b"_success_rate", "datasets", b"datasets", "jobs_by_kind", b"jobs_by_kind", "jobs_by_state", b"jobs_by_state", "kinds", b"kinds", "max_running_jobs", b"max_running_jobs", "mean_duration", b"mean_duration", "mean_waiting_duration", b"mean_waiting_duration", "median_duration", b"median_duration", "median_waiting_duration", b"median_waiting_duration", "models", b"models", "success_rate", b"success_rate", "throughput", b"throughput", "total_tokens", b"total_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__success_rate: _TypeAlias = _typing.Literal["success_rate"]  # noqa: Y015
     _WhichOneofArgType__success_rate: _TypeAlias = _typing.Literal["_success_rate", b"_success_rate"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__success_rate) -> _WhichOneofReturnType__success_rate | None: ...
 
 Global___TrainingStatistics: _TypeAlias = TrainingStatistics  # noqa: Y015
+
+@_typing.final
+class Throughput(_message.Message):
+    """What was trained within a time that ends now. A job's tokens count as spread evenly over its time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    BUSY_DURATION_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Tokens trained on within it."""
+    tokens_per_second: _builtins.float
+    """Tokens per second of that time, everything but waiting included."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """How far back it reaches."""
+
+    @_builtins.property
+    def busy_duration(self) -> _duration_pb2.Duration:
+        """How long train jobs ran within it, those at the same time added up."""
+
+    def __init__(
+        self,
+        *,
+        window: _duration_pb2.Duration | None = ...,
+        tokens: _builtins.int = ...,
+        busy_duration: _duration_pb2.Duration | None = ...,
+        tokens_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["busy_duration", b"busy_duration", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_duration", b"busy_duration", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Throughput: _TypeAlias = Throughput  # noqa: Y015
+
+@_typing.final
+class JobFigures(_message.Message):
+    """Some jobs in figures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_JOBS_FIELD_NUMBER: _builtins.int
+    FAILED_JOBS_FIELD_NUMBER: _builtins.int
+    MEAN_DURATION_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    BEST_BITS_PER_BYTE_FIELD_NUMBER: _builtins.int
+    jobs: _builtins.int
+    """How many there are."""
+    succeeded_jobs: _builtins.int
+    """How many of them succeeded."""
+    failed_jobs: _builtins.int
+    """How many of them failed."""
+    tokens: _builtins.int
+    """Tokens trained on."""
+    best_bits_per_byte: _builtins.float
+    """The lowest bits per byte that any of them reached; unset when none has been evaluated."""
+    @_builtins.property
+    def mean_duration(self) -> _duration_pb2.Duration:
+        """Mean time from start to end of those that succeeded."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _builtins.int = ...,
+        succeeded_jobs: _builtins.int = ...,
+        failed_jobs: _builtins.int = ...,
+        mean_duration: _duration_pb2.Duration | None = ...,
+        tokens: _builtins.int = ...,
+        best_bits_per_byte: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_bits_per_byte", b"_best_bits_per_byte", "best_bits_per_byte", b"best_bits_per_byte", "mean_duration", b"mean_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_bits_per_byte", b"_best_bits_per_byte", "best_bits_per_byte", b"best_bits_per_byte", "failed_jobs", b"failed_jobs", "jobs", b"jobs", "mean_duration", b"mean_duration", "succeeded_jobs", b"succeeded_jobs", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__best_bits_per_byte: _TypeAlias = _typing.Literal["best_bits_per_byte"]  # noqa: Y015
+    _WhichOneofArgType__best_bits_per_byte: _TypeAlias = _typing.Literal["_best_bits_per_byte", b"_best_bits_per_byte"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_bits_per_byte) -> _WhichOneofReturnType__best_bits_per_byte | None: ...
+
+Global___JobFigures: _TypeAlias = JobFigures  # noqa: Y015
 
 @_typing.final
 class PlanJobRequest(_message.Message):
@@ -2539,7 +2857,9 @@ class ListJobsRequest(_message.Message):
     page_token: _builtins.str
     """From the answer before; the filter must be the same."""
     filter: _builtins.str
-    """Conditions joined by AND: `state = RUNNING`, `kind = train`, `labels.team = poetry`. Empty means all."""
+    """Conditions joined by AND: `state = RUNNING`, `kind = train`, `labels.team = poetry`,
+    `configuration_id = c-0123456789ab`. Empty means all.
+    """
     def __init__(
         self,
         *,
@@ -2961,21 +3281,34 @@ class CompareJobsRequest(_message.Message):
 
     NAMES_FIELD_NUMBER: _builtins.int
     MAX_POINTS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    AXIS_FIELD_NUMBER: _builtins.int
     max_points: _builtins.int
     """Most points of each curve, at most 10,000; 0 means 200."""
+    axis: Global___CurveAxis.ValueType
+    """What the curves run over; unspecified means STEP."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`jobs/{job}`, 2 to 20 of them."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to compare by, the first decides who is best: `bits_per_byte`, `validation_loss`, `perplexity`, `accuracy`,
+        `training_loss`, `generalization_gap`, `tokens_per_second`, `duration`, `tokens`, `steps`, `memory_bytes`,
+        `parameter_count`. Empty means all, in this order.
+        """
 
     def __init__(
         self,
         *,
         names: _abc.Iterable[_builtins.str] | None = ...,
         max_points: _builtins.int = ...,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
+        axis: Global___CurveAxis.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_points", b"max_points", "names", b"names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["axis", b"axis", "max_points", b"max_points", "metrics", b"metrics", "names", b"names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2990,8 +3323,15 @@ class CompareJobsResponse(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     DIFFERENCES_FIELD_NUMBER: _builtins.int
     BEST_JOB_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    AXIS_FIELD_NUMBER: _builtins.int
     best_job: _builtins.str
-    """`jobs/{job}` with the lowest validation loss by bits per byte; empty when none has been evaluated."""
+    """`jobs/{job}` that is best by the first metric; empty when none has it."""
+    verdict: _builtins.str
+    """Who is best, by how much, and when it got where the next best ended, for people."""
+    axis: Global___CurveAxis.ValueType
+    """What the curves run over."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobComparison]:
         """In the order asked for."""
@@ -3000,20 +3340,132 @@ class CompareJobsResponse(_message.Message):
     def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpecDifference]:
         """The fields of the resolved specs that are not the same in all."""
 
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricComparison]:
+        """The metrics that were asked for, in their order."""
+
     def __init__(
         self,
         *,
         jobs: _abc.Iterable[Global___JobComparison] | None = ...,
         differences: _abc.Iterable[Global___SpecDifference] | None = ...,
         best_job: _builtins.str = ...,
+        metrics: _abc.Iterable[Global___MetricComparison] | None = ...,
+        verdict: _builtins.str = ...,
+        axis: Global___CurveAxis.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_job", b"best_job", "differences", b"differences", "jobs", b"jobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["axis", b"axis", "best_job", b"best_job", "differences", b"differences", "jobs", b"jobs", "metrics", b"metrics", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompareJobsResponse: _TypeAlias = CompareJobsResponse  # noqa: Y015
+
+@_typing.final
+class MetricComparison(_message.Message):
+    """One metric of all compared jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    IS_LOWER_BETTER_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    BEST_JOB_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    """Such as `bits_per_byte`."""
+    is_lower_better: _builtins.bool
+    """Whether less is better."""
+    best_job: _builtins.str
+    """`jobs/{job}` with the best value, the first of equals; empty when none has the metric."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricValue]:
+        """In the order of the jobs."""
+
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
+        is_lower_better: _builtins.bool = ...,
+        values: _abc.Iterable[Global___MetricValue] | None = ...,
+        best_job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_job", b"best_job", "is_lower_better", b"is_lower_better", "metric", b"metric", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricComparison: _TypeAlias = MetricComparison  # noqa: Y015
+
+@_typing.final
+class MetricValue(_message.Message):
+    """A metric of one of the compared jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    RELATIVE_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    """In the metric's own unit: losses in nats per token, `duration` in seconds, sizes in bytes. Unset where the job
+    has none.
+    """
+    difference: _builtins.float
+    """`value` less the best one; unset where there is no value."""
+    relative_difference: _builtins.float
+    """The difference as a fraction of the best one; unset where there is no value or the best one is 0."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.float | None = ...,
+        difference: _builtins.float | None = ...,
+        relative_difference: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_difference", b"_difference", "_relative_difference", b"_relative_difference", "_value", b"_value", "difference", b"difference", "relative_difference", b"relative_difference", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_difference", b"_difference", "_relative_difference", b"_relative_difference", "_value", b"_value", "difference", b"difference", "relative_difference", b"relative_difference", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
+    _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
+    _WhichOneofReturnType__relative_difference: _TypeAlias = _typing.Literal["relative_difference"]  # noqa: Y015
+    _WhichOneofArgType__relative_difference: _TypeAlias = _typing.Literal["_relative_difference", b"_relative_difference"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__relative_difference) -> _WhichOneofReturnType__relative_difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___MetricValue: _TypeAlias = MetricValue  # noqa: Y015
+
+@_typing.final
+class CurvePoint(_message.Message):
+    """A point of a curve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    X_FIELD_NUMBER: _builtins.int
+    Y_FIELD_NUMBER: _builtins.int
+    x: _builtins.float
+    """Optimizer steps, tokens trained on, or seconds of training, as the axis says."""
+    y: _builtins.float
+    """A loss, nats per token."""
+    def __init__(
+        self,
+        *,
+        x: _builtins.float = ...,
+        y: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["x", b"x", "y", b"y"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CurvePoint: _TypeAlias = CurvePoint  # noqa: Y015
 
 @_typing.final
 class JobComparison(_message.Message):
@@ -3024,6 +3476,8 @@ class JobComparison(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     EVALUATIONS_FIELD_NUMBER: _builtins.int
+    TRAINING_CURVE_FIELD_NUMBER: _builtins.int
+    VALIDATION_CURVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___Job:
         """The job."""
@@ -3036,16 +3490,26 @@ class JobComparison(_message.Message):
     def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evaluation]:
         """Its evaluations."""
 
+    @_builtins.property
+    def training_curve(self) -> _containers.RepeatedCompositeFieldContainer[Global___CurvePoint]:
+        """Training loss at places that all compared jobs share, as far as this one came; interpolated between steps."""
+
+    @_builtins.property
+    def validation_curve(self) -> _containers.RepeatedCompositeFieldContainer[Global___CurvePoint]:
+        """Validation loss at each of its evaluations."""
+
     def __init__(
         self,
         *,
         job: Global___Job | None = ...,
         metrics: _abc.Iterable[Global___TrainingMetric] | None = ...,
         evaluations: _abc.Iterable[Global___Evaluation] | None = ...,
+        training_curve: _abc.Iterable[Global___CurvePoint] | None = ...,
+        validation_curve: _abc.Iterable[Global___CurvePoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "job", b"job", "metrics", b"metrics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "job", b"job", "metrics", b"metrics", "training_curve", b"training_curve", "validation_curve", b"validation_curve"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3078,6 +3542,118 @@ class SpecDifference(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SpecDifference: _TypeAlias = SpecDifference  # noqa: Y015
+
+@_typing.final
+class GetBestConfigurationRequest(_message.Message):
+    """Asks for the configuration that did best on a dataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    MAX_OTHERS_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """`datasets/tiny/versions/2`, or `datasets/tiny`: the newest of its versions on which a job has the metric."""
+    metric: _builtins.str
+    """One of the metrics of CompareJobs; empty means `bits_per_byte`."""
+    max_others: _builtins.int
+    """How many of the next best to return too, at most 100."""
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        max_others: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "max_others", b"max_others", "metric", b"metric"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBestConfigurationRequest: _TypeAlias = GetBestConfigurationRequest  # noqa: Y015
+
+@_typing.final
+class GetBestConfigurationResponse(_message.Message):
+    """The configurations that did best on a dataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """The version of the dataset, such as `datasets/tiny/versions/2`."""
+    metric: _builtins.str
+    """The metric by which they were ranked."""
+    @_builtins.property
+    def best(self) -> Global___RankedConfiguration:
+        """The best one."""
+
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedConfiguration]:
+        """The next best, in their order."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        best: Global___RankedConfiguration | None = ...,
+        others: _abc.Iterable[Global___RankedConfiguration] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best", b"best"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "dataset", b"dataset", "metric", b"metric", "others", b"others"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBestConfigurationResponse: _TypeAlias = GetBestConfigurationResponse  # noqa: Y015
+
+@_typing.final
+class RankedConfiguration(_message.Message):
+    """A configuration with what it reached. Jobs that failed or were cancelled do not count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    STANDARD_DEVIATION_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    TRAIN_FIELD_NUMBER: _builtins.int
+    configuration_id: _builtins.str
+    """As in Job."""
+    mean: _builtins.float
+    """The mean of the metric over the jobs."""
+    standard_deviation: _builtins.float
+    """Sample standard deviation of the metric over the jobs; unset for a single job."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The jobs that share the configuration and have the metric, the best first."""
+
+    @_builtins.property
+    def train(self) -> Global___TrainSpec:
+        """The resolved spec of the first of these: send it to PlanJob or CreateJob to train it again."""
+
+    def __init__(
+        self,
+        *,
+        configuration_id: _builtins.str = ...,
+        mean: _builtins.float = ...,
+        standard_deviation: _builtins.float | None = ...,
+        jobs: _abc.Iterable[_builtins.str] | None = ...,
+        train: Global___TrainSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_standard_deviation", b"_standard_deviation", "standard_deviation", b"standard_deviation", "train", b"train"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_standard_deviation", b"_standard_deviation", "configuration_id", b"configuration_id", "jobs", b"jobs", "mean", b"mean", "standard_deviation", b"standard_deviation", "train", b"train"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__standard_deviation: _TypeAlias = _typing.Literal["standard_deviation"]  # noqa: Y015
+    _WhichOneofArgType__standard_deviation: _TypeAlias = _typing.Literal["_standard_deviation", b"_standard_deviation"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__standard_deviation) -> _WhichOneofReturnType__standard_deviation | None: ...
+
+Global___RankedConfiguration: _TypeAlias = RankedConfiguration  # noqa: Y015
 
 @_typing.final
 class DiagnoseJobRequest(_message.Message):

@@ -112,6 +112,11 @@ class TrainerStub:
                 request_serializer=octavo_dot_v1_dot_trainer__pb2.CompareJobsRequest.SerializeToString,
                 response_deserializer=octavo_dot_v1_dot_trainer__pb2.CompareJobsResponse.FromString,
                 _registered_method=True)
+        self.GetBestConfiguration = channel.unary_unary(
+                '/octavo.v1.Trainer/GetBestConfiguration',
+                request_serializer=octavo_dot_v1_dot_trainer__pb2.GetBestConfigurationRequest.SerializeToString,
+                response_deserializer=octavo_dot_v1_dot_trainer__pb2.GetBestConfigurationResponse.FromString,
+                _registered_method=True)
         self.DiagnoseJob = channel.unary_unary(
                 '/octavo.v1.Trainer/DiagnoseJob',
                 request_serializer=octavo_dot_v1_dot_trainer__pb2.DiagnoseJobRequest.SerializeToString,
@@ -233,7 +238,16 @@ class TrainerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CompareJobs(self, request, context):
-        """Sets jobs side by side: what differs in their resolved specs, and their losses at the same steps.
+        """Sets jobs side by side: what differs in their resolved specs, their metrics with a winner for each, and their
+        losses at the same steps, tokens or training time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBestConfiguration(self, request, context):
+        """Finds the configuration that did best on a dataset so far: the mean of a metric over the jobs that share it, which
+        may differ in their seeds. NOT_FOUND where no job on the dataset has the metric.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,7 +261,7 @@ class TrainerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetTrainingStatistics(self, request, context):
-        """Counts jobs by state and kind, with success rate and times.
+        """Counts jobs by state, kind, dataset and model, with success rate, times and throughput.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -330,6 +344,11 @@ def add_TrainerServicer_to_server(servicer, server):
                     servicer.CompareJobs,
                     request_deserializer=octavo_dot_v1_dot_trainer__pb2.CompareJobsRequest.FromString,
                     response_serializer=octavo_dot_v1_dot_trainer__pb2.CompareJobsResponse.SerializeToString,
+            ),
+            'GetBestConfiguration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBestConfiguration,
+                    request_deserializer=octavo_dot_v1_dot_trainer__pb2.GetBestConfigurationRequest.FromString,
+                    response_serializer=octavo_dot_v1_dot_trainer__pb2.GetBestConfigurationResponse.SerializeToString,
             ),
             'DiagnoseJob': grpc.unary_unary_rpc_method_handler(
                     servicer.DiagnoseJob,
@@ -749,6 +768,33 @@ class Trainer:
             '/octavo.v1.Trainer/CompareJobs',
             octavo_dot_v1_dot_trainer__pb2.CompareJobsRequest.SerializeToString,
             octavo_dot_v1_dot_trainer__pb2.CompareJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBestConfiguration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/octavo.v1.Trainer/GetBestConfiguration',
+            octavo_dot_v1_dot_trainer__pb2.GetBestConfigurationRequest.SerializeToString,
+            octavo_dot_v1_dot_trainer__pb2.GetBestConfigurationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,11 +74,17 @@ class TrainerStub:
     ListLogs: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListLogsRequest, _trainer_pb2.ListLogsResponse]
     """Lists the log lines of a job, oldest first."""
     CompareJobs: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CompareJobsRequest, _trainer_pb2.CompareJobsResponse]
-    """Sets jobs side by side: what differs in their resolved specs, and their losses at the same steps."""
+    """Sets jobs side by side: what differs in their resolved specs, their metrics with a winner for each, and their
+    losses at the same steps, tokens or training time.
+    """
+    GetBestConfiguration: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetBestConfigurationRequest, _trainer_pb2.GetBestConfigurationResponse]
+    """Finds the configuration that did best on a dataset so far: the mean of a metric over the jobs that share it, which
+    may differ in their seeds. NOT_FOUND where no job on the dataset has the metric.
+    """
     DiagnoseJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.DiagnoseJobRequest, _trainer_pb2.Diagnosis]
     """Says how a job is doing (not learning, overfitting, unstable, plateau, ready, …), with its evidence and advice."""
     GetTrainingStatistics: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetTrainingStatisticsRequest, _trainer_pb2.TrainingStatistics]
-    """Counts jobs by state and kind, with success rate and times."""
+    """Counts jobs by state, kind, dataset and model, with success rate, times and throughput."""
 
 @_typing.type_check_only
 class TrainerAsyncStub(TrainerStub):
@@ -125,11 +131,17 @@ class TrainerAsyncStub(TrainerStub):
     ListLogs: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListLogsRequest, _trainer_pb2.ListLogsResponse]  # type: ignore[assignment]
     """Lists the log lines of a job, oldest first."""
     CompareJobs: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CompareJobsRequest, _trainer_pb2.CompareJobsResponse]  # type: ignore[assignment]
-    """Sets jobs side by side: what differs in their resolved specs, and their losses at the same steps."""
+    """Sets jobs side by side: what differs in their resolved specs, their metrics with a winner for each, and their
+    losses at the same steps, tokens or training time.
+    """
+    GetBestConfiguration: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetBestConfigurationRequest, _trainer_pb2.GetBestConfigurationResponse]  # type: ignore[assignment]
+    """Finds the configuration that did best on a dataset so far: the mean of a metric over the jobs that share it, which
+    may differ in their seeds. NOT_FOUND where no job on the dataset has the metric.
+    """
     DiagnoseJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.DiagnoseJobRequest, _trainer_pb2.Diagnosis]  # type: ignore[assignment]
     """Says how a job is doing (not learning, overfitting, unstable, plateau, ready, …), with its evidence and advice."""
     GetTrainingStatistics: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetTrainingStatisticsRequest, _trainer_pb2.TrainingStatistics]  # type: ignore[assignment]
-    """Counts jobs by state and kind, with success rate and times."""
+    """Counts jobs by state, kind, dataset and model, with success rate, times and throughput."""
 
 class TrainerServicer(metaclass=_abc_1.ABCMeta):
     """Trains, evaluates, exports, tunes, synthesizes and publishes, each as a job. A job runs in a process of its own,
@@ -263,7 +275,19 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.CompareJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.CompareJobsResponse, _abc.Awaitable[_trainer_pb2.CompareJobsResponse]]:
-        """Sets jobs side by side: what differs in their resolved specs, and their losses at the same steps."""
+        """Sets jobs side by side: what differs in their resolved specs, their metrics with a winner for each, and their
+        losses at the same steps, tokens or training time.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBestConfiguration(
+        self,
+        request: _trainer_pb2.GetBestConfigurationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.GetBestConfigurationResponse, _abc.Awaitable[_trainer_pb2.GetBestConfigurationResponse]]:
+        """Finds the configuration that did best on a dataset so far: the mean of a metric over the jobs that share it, which
+        may differ in their seeds. NOT_FOUND where no job on the dataset has the metric.
+        """
 
     @_abc_1.abstractmethod
     def DiagnoseJob(
@@ -279,6 +303,6 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.GetTrainingStatisticsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.TrainingStatistics, _abc.Awaitable[_trainer_pb2.TrainingStatistics]]:
-        """Counts jobs by state and kind, with success rate and times."""
+        """Counts jobs by state, kind, dataset and model, with success rate, times and throughput."""
 
 def add_TrainerServicer_to_server(servicer: TrainerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

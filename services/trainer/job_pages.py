@@ -23,7 +23,9 @@ MAX_JOBS: Final = 1000
 DEFAULT_LINES: Final = 1000
 MAX_LINES: Final = 10_000
 
-_TERM: Final = re.compile(r'\s*(state|kind|labels\.[a-z0-9_.-]{1,63})\s*=\s*("[^"]{0,255}"|[\w.-]{1,255})\s*')
+_TERM: Final = re.compile(
+    r'\s*(state|kind|configuration_id|labels\.[a-z0-9_.-]{1,63})\s*=\s*("[^"]{0,255}"|[\w.-]{1,255})\s*'
+)
 
 
 @dataclass(frozen=True)
@@ -32,33 +34,38 @@ class JobFilter:
 
     state: pb.JobState.ValueType | None = None
     kind: str = ""
+    configuration_id: str = ""
     labels: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> JobFilter:
         """`state = RUNNING AND labels.team = "poetry"`; raises InvalidArgument."""
-        state, kind, labels = None, "", {}
+        state, kind, configuration_id, labels = None, "", "", {}
         for term in re.split(r"\s+AND\s+", text.strip()) if text.strip() else []:
             match = _TERM.fullmatch(term)
             if match is None:
                 raise InvalidArgument.field(
                     "filter",
-                    f'{term!r} is not understood; join by AND: state = RUNNING, kind = train, labels.KEY = "VALUE"',
+                    f"{term!r} is not understood; join by AND: state = RUNNING, kind = train, "
+                    'configuration_id = c-0123456789ab, labels.KEY = "VALUE"',
                 )
             key, value = match[1], match[2].strip('"')
             if key == "state":
                 state = _state(value)
             elif key == "kind":
                 kind = value
+            elif key == "configuration_id":
+                configuration_id = value
             else:
                 labels[key.removeprefix("labels.")] = value
-        return cls(state, kind, labels)
+        return cls(state, kind, configuration_id, labels)
 
     def admits(self, job: pb.Job) -> bool:
         """Whether the job is asked for."""
         return (
             (self.state is None or job.state == self.state)
             and (not self.kind or job.WhichOneof("spec") == self.kind)
+            and (not self.configuration_id or job.configuration_id == self.configuration_id)
             and all(key in job.labels and job.labels[key] == value for key, value in self.labels.items())
         )
 

@@ -14,6 +14,7 @@ from octavo.formats.architecture import Architecture
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer import recipe
+from services.trainer.configuration import configuration_id
 from services.trainer.machine import Machine
 from services.trainer.plan_warnings import warnings
 from services.trainer.spec_faults import faults
@@ -125,6 +126,7 @@ def plan(
         epochs=total_steps * tokens_per_step / max(1, text.train_tokens),
         memory_bytes=memory_bytes(resolved, architecture),
         step_flops=int(tokens_per_step * architecture.flops_per_token(is_training=True)),
+        configuration_id=configuration_id(resolved),
     )
     answer.estimated_duration.FromNanoseconds(int(total_steps * seconds * 1e9))
     answer.warnings.extend(warnings(answer, text.validation_tokens, machine))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
@@ -16,10 +17,12 @@ from octavo.formats.checkpoint import CheckpointFolder
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from octavo.v1.trainer_pb2_grpc import TrainerServicer as Base
-from services.trainer import acceptance, fork, job_comparison, job_pages
+from services.trainer import acceptance, fork, job_comparison, job_pages, ranking
 from services.trainer.acceptance import ID, accepted_job, check_job, request_digest
 from services.trainer.diagnosis import diagnose
 from services.trainer.events import TERMINAL, EventReader
+from services.trainer.job_measures import Curves, JobRecord
+from services.trainer.job_statistics import statistics_of
 from services.trainer.jobs import JobStore, etag
 from services.trainer.planner import Planner
 from services.trainer.supervisor import Supervisor
@@ -53,7 +56,7 @@ class TrainerServicer(Base):
             if known is not None:
                 return await self._job(known.name)
         job = accepted_job(request)
-        job.plan.CopyFrom(await self._planner.plan(job))
+        await self._plan(job)
         if request.validate_only:
             return job
         made = await asyncio.to_thread(self._supervisor.submit, job, request.request_id, digest)
@@ -108,7 +111,7 @@ class TrainerServicer(Base):
         directory = self._supervisor.directory(parent.name)
         job.parent_step = await asyncio.to_thread(fork.choose_step, CheckpointFolder(directory.checkpoints), request)
         acceptance.check_job(job, request.job_id, request.request_id)
-        job.plan.CopyFrom(await self._planner.plan(job))
+        await self._plan(job)
         fork.check_steps(job)
         adopt = functools.partial(fork.adopt_checkpoint, directory, job.parent_step)
         made = await asyncio.to_thread(self._supervisor.submit, job, request.request_id, digest, adopt)
@@ -137,21 +140,36 @@ class TrainerServicer(Base):
     async def CompareJobs(self, request: pb.CompareJobsRequest, context: Context) -> pb.CompareJobsResponse:
         job_comparison.check_request(request)
         jobs = [await self._job(_name(name, f"names[{index}]")) for index, name in enumerate(request.names)]
-        curves = [await self._curves(job) for job in jobs]
-        return job_comparison.compare(jobs, curves, request.max_points)
+        return await asyncio.to_thread(job_comparison.compare, [self._record(job) for job in jobs], request)
+
+    async def GetBestConfiguration(
+        self, request: pb.GetBestConfigurationRequest, context: Context
+    ) -> pb.GetBestConfigurationResponse:
+        ranking.check_request(request)
+        jobs = await asyncio.to_thread(self._store.list_newest)
+        records = [self._record(job) for _, job in jobs if job.HasField("train")]
+        return await asyncio.to_thread(ranking.best_configuration, records, request)
 
     async def DiagnoseJob(self, request: pb.DiagnoseJobRequest, context: Context) -> pb.Diagnosis:
         job = await self._job(_name(request.name))
-        return diagnose(job, *await self._curves(job))
+        return diagnose(job, *await asyncio.to_thread(self._curves, job))
 
     async def GetTrainingStatistics(
         self, request: pb.GetTrainingStatisticsRequest, context: Context
     ) -> pb.TrainingStatistics:
         jobs = await asyncio.to_thread(self._store.list_newest)
-        return job_comparison.statistics_of([job for _, job in jobs], self._supervisor.max_running_jobs)
+        return statistics_of([job for _, job in jobs], self._supervisor.max_running_jobs, time.time())
 
-    async def _curves(self, job: pb.Job) -> job_comparison.Curves:
-        return await asyncio.to_thread(job_pages.read_curves, self._supervisor.directory(job.name))
+    async def _plan(self, job: pb.Job) -> None:
+        """Gives a job its plan. Its configuration is that of this plan, however exact the plan becomes later."""
+        job.plan.CopyFrom(await self._planner.plan(job))
+        job.configuration_id = job.plan.configuration_id
+
+    def _curves(self, job: pb.Job) -> Curves:
+        return job_pages.read_curves(self._supervisor.directory(job.name))
+
+    def _record(self, job: pb.Job) -> JobRecord:
+        return JobRecord(job, functools.partial(self._curves, job))
 
     async def _events(self, name: str, after_sequence: int) -> AsyncIterator[pb.JobEvent]:
         """The events of a job from after a sequence number until its terminal state, as they are written."""

@@ -33,6 +33,7 @@ OUTSIDE_THE_RECIPE = {
     "model",
     "time_budget",
     "tokenizer",
+    "price_per_hour",
     "prompt",
 }
 
