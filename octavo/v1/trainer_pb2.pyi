@@ -167,6 +167,54 @@ TOKENIZER_KIND_BYTE_BPE: TokenizerKind.ValueType  # 2
 """Byte-pair encoding over bytes, trained on the text."""
 Global___TokenizerKind: _TypeAlias = TokenizerKind  # noqa: Y015
 
+class _LossTarget:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LossTargetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossTarget.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOSS_TARGET_UNSPECIFIED: _LossTarget.ValueType  # 0
+    """ANSWER."""
+    LOSS_TARGET_ANSWER: _LossTarget.ValueType  # 1
+    """Those of the answer and the one that ends it."""
+    LOSS_TARGET_ALL: _LossTarget.ValueType  # 2
+    """Those of the prompt too."""
+
+class LossTarget(_LossTarget, metaclass=_LossTargetEnumTypeWrapper):
+    """Which tokens of a row are learnt."""
+
+LOSS_TARGET_UNSPECIFIED: LossTarget.ValueType  # 0
+"""ANSWER."""
+LOSS_TARGET_ANSWER: LossTarget.ValueType  # 1
+"""Those of the answer and the one that ends it."""
+LOSS_TARGET_ALL: LossTarget.ValueType  # 2
+"""Those of the prompt too."""
+Global___LossTarget: _TypeAlias = LossTarget  # noqa: Y015
+
+class _LongRowPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LongRowPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LongRowPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LONG_ROW_POLICY_UNSPECIFIED: _LongRowPolicy.ValueType  # 0
+    """TRUNCATE_PROMPT."""
+    LONG_ROW_POLICY_TRUNCATE_PROMPT: _LongRowPolicy.ValueType  # 1
+    """The beginning of the prompt is left out, the answer never."""
+    LONG_ROW_POLICY_DROP: _LongRowPolicy.ValueType  # 2
+    """The row is left out."""
+
+class LongRowPolicy(_LongRowPolicy, metaclass=_LongRowPolicyEnumTypeWrapper):
+    """What happens to a row that is longer than the context. A row whose answer alone is too long is always left out."""
+
+LONG_ROW_POLICY_UNSPECIFIED: LongRowPolicy.ValueType  # 0
+"""TRUNCATE_PROMPT."""
+LONG_ROW_POLICY_TRUNCATE_PROMPT: LongRowPolicy.ValueType  # 1
+"""The beginning of the prompt is left out, the answer never."""
+LONG_ROW_POLICY_DROP: LongRowPolicy.ValueType  # 2
+"""The row is left out."""
+Global___LongRowPolicy: _TypeAlias = LongRowPolicy  # noqa: Y015
+
 class _TrainingPrecision:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -598,6 +646,7 @@ class TrainSpec(_message.Message):
     LORA_FIELD_NUMBER: _builtins.int
     EXPORT_PRECISIONS_FIELD_NUMBER: _builtins.int
     PRICE_PER_HOUR_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/tiny` (its newest version at acceptance) or `datasets/tiny/versions/2`."""
     model: _builtins.str
@@ -684,6 +733,10 @@ class TrainSpec(_message.Message):
         is left out, with its figures in the job's log.
         """
 
+    @_builtins.property
+    def data(self) -> Global___DataSpec:
+        """How the rows of a JSONL or CSV dataset become examples. Not for plain text."""
+
     def __init__(
         self,
         *,
@@ -716,10 +769,11 @@ class TrainSpec(_message.Message):
         lora: Global___LoraSpec | None = ...,
         export_precisions: _abc.Iterable[_builtins.str] | None = ...,
         price_per_hour: _builtins.float | None = ...,
+        data: Global___DataSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -876,6 +930,89 @@ class TokenizerSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__vocab_size) -> _WhichOneofReturnType__vocab_size | None: ...
 
 Global___TokenizerSpec: _TypeAlias = TokenizerSpec  # noqa: Y015
+
+@_typing.final
+class DataSpec(_message.Message):
+    """How rows become examples: a prompt made by a template, an answer, and the token that ends it. In a spec, what is unset
+    follows from the columns of the dataset; in a plan, all is set.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTRUCTION_COLUMN_FIELD_NUMBER: _builtins.int
+    INPUT_COLUMN_FIELD_NUMBER: _builtins.int
+    ANSWER_COLUMN_FIELD_NUMBER: _builtins.int
+    TEXT_COLUMN_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    LOSS_ON_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
+    LONG_ROWS_FIELD_NUMBER: _builtins.int
+    instruction_column: _builtins.str
+    """What `{instruction}` of a template means; unset means the column `instruction`."""
+    input_column: _builtins.str
+    """What `{input}` of a template means; unset means the column `input`."""
+    answer_column: _builtins.str
+    """The column that holds what the model shall answer; unset means `output`. A row without it is left out."""
+    text_column: _builtins.str
+    """Instead of an answer: the column whose rows are whole texts, without a prompt. Unset means `text`, where there is no
+    column for answers.
+    """
+    template: _builtins.str
+    """What comes before the answer: text with `{column}` in the place of values; `{{` and `}}` stand for braces. A
+    paragraph (what lies between blank lines) is left out where all the columns it names are empty. At most 10,000
+    characters. Unset means `{input}` and a line break or, where there is a column of instructions, the sections
+    `### Instruction:`, `### Input:` (if there is such a column) and `### Response:`.
+    """
+    loss_on: Global___LossTarget.ValueType
+    """Which tokens are learnt; unspecified means ANSWER. Whole texts are always learnt whole."""
+    packing: _builtins.bool
+    """Put several rows into one sequence of the context length, none of which sees another; unset means true. Otherwise
+    each row is a sequence of its own, and the rest of it is wasted.
+    """
+    long_rows: Global___LongRowPolicy.ValueType
+    """What happens to rows longer than the context; unspecified means TRUNCATE_PROMPT. Whole texts are cut into pieces."""
+    def __init__(
+        self,
+        *,
+        instruction_column: _builtins.str | None = ...,
+        input_column: _builtins.str | None = ...,
+        answer_column: _builtins.str | None = ...,
+        text_column: _builtins.str | None = ...,
+        template: _builtins.str | None = ...,
+        loss_on: Global___LossTarget.ValueType = ...,
+        packing: _builtins.bool | None = ...,
+        long_rows: Global___LongRowPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer_column", b"_answer_column", "_input_column", b"_input_column", "_instruction_column", b"_instruction_column", "_packing", b"_packing", "_template", b"_template", "_text_column", b"_text_column", "answer_column", b"answer_column", "input_column", b"input_column", "instruction_column", b"instruction_column", "packing", b"packing", "template", b"template", "text_column", b"text_column"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_column", b"_answer_column", "_input_column", b"_input_column", "_instruction_column", b"_instruction_column", "_packing", b"_packing", "_template", b"_template", "_text_column", b"_text_column", "answer_column", b"answer_column", "input_column", b"input_column", "instruction_column", b"instruction_column", "long_rows", b"long_rows", "loss_on", b"loss_on", "packing", b"packing", "template", b"template", "text_column", b"text_column"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__answer_column: _TypeAlias = _typing.Literal["answer_column"]  # noqa: Y015
+    _WhichOneofArgType__answer_column: _TypeAlias = _typing.Literal["_answer_column", b"_answer_column"]  # noqa: Y015
+    _WhichOneofReturnType__input_column: _TypeAlias = _typing.Literal["input_column"]  # noqa: Y015
+    _WhichOneofArgType__input_column: _TypeAlias = _typing.Literal["_input_column", b"_input_column"]  # noqa: Y015
+    _WhichOneofReturnType__instruction_column: _TypeAlias = _typing.Literal["instruction_column"]  # noqa: Y015
+    _WhichOneofArgType__instruction_column: _TypeAlias = _typing.Literal["_instruction_column", b"_instruction_column"]  # noqa: Y015
+    _WhichOneofReturnType__packing: _TypeAlias = _typing.Literal["packing"]  # noqa: Y015
+    _WhichOneofArgType__packing: _TypeAlias = _typing.Literal["_packing", b"_packing"]  # noqa: Y015
+    _WhichOneofReturnType__template: _TypeAlias = _typing.Literal["template"]  # noqa: Y015
+    _WhichOneofArgType__template: _TypeAlias = _typing.Literal["_template", b"_template"]  # noqa: Y015
+    _WhichOneofReturnType__text_column: _TypeAlias = _typing.Literal["text_column"]  # noqa: Y015
+    _WhichOneofArgType__text_column: _TypeAlias = _typing.Literal["_text_column", b"_text_column"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answer_column) -> _WhichOneofReturnType__answer_column | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_column) -> _WhichOneofReturnType__input_column | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__instruction_column) -> _WhichOneofReturnType__instruction_column | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__packing) -> _WhichOneofReturnType__packing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__template) -> _WhichOneofReturnType__template | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_column) -> _WhichOneofReturnType__text_column | None: ...
+
+Global___DataSpec: _TypeAlias = DataSpec  # noqa: Y015
 
 @_typing.final
 class OptimizerSpec(_message.Message):
@@ -1809,6 +1946,8 @@ class Evaluation(_message.Message):
     TRAINING_LOSS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    EXACT_MATCH_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done before it."""
     validation_loss: _builtins.float
@@ -1823,6 +1962,12 @@ class Evaluation(_message.Message):
     """Mean loss of the training batches since the evaluation before, nats per token."""
     tokens: _builtins.int
     """Tokens evaluated."""
+    rows: _builtins.int
+    """Rows evaluated; 0 for plain text."""
+    exact_match: _builtins.float
+    """Share of rows of which every learnt token, the end included, was predicted right: those that the model, taking the
+    likeliest token each time, answers to the letter. 0 to 1; unset for plain text and whole texts.
+    """
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """How long it took."""
@@ -1838,12 +1983,16 @@ class Evaluation(_message.Message):
         training_loss: _builtins.float = ...,
         tokens: _builtins.int = ...,
         duration: _duration_pb2.Duration | None = ...,
+        rows: _builtins.int = ...,
+        exact_match: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exact_match", b"_exact_match", "duration", b"duration", "exact_match", b"exact_match"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "bits_per_byte", b"bits_per_byte", "duration", b"duration", "perplexity", b"perplexity", "step", b"step", "tokens", b"tokens", "training_loss", b"training_loss", "validation_loss", b"validation_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact_match", b"_exact_match", "accuracy", b"accuracy", "bits_per_byte", b"bits_per_byte", "duration", b"duration", "exact_match", b"exact_match", "perplexity", b"perplexity", "rows", b"rows", "step", b"step", "tokens", b"tokens", "training_loss", b"training_loss", "validation_loss", b"validation_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__exact_match: _TypeAlias = _typing.Literal["exact_match"]  # noqa: Y015
+    _WhichOneofArgType__exact_match: _TypeAlias = _typing.Literal["_exact_match", b"_exact_match"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exact_match) -> _WhichOneofReturnType__exact_match | None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
@@ -2784,6 +2933,210 @@ class PlanJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlanJobResponse: _TypeAlias = PlanJobResponse  # noqa: Y015
+
+@_typing.final
+class PreviewExamplesRequest(_message.Message):
+    """Asks for the first examples of a train spec."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    examples: _builtins.int
+    """How many examples to show: 3 by default, 20 at most."""
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The spec of a train job, as for CreateJob; its name is not needed."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        examples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewExamplesRequest: _TypeAlias = PreviewExamplesRequest  # noqa: Y015
+
+@_typing.final
+class PreviewExamplesResponse(_message.Message):
+    """What training will see."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    CORPUS_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    context_length: _builtins.int
+    """The longest sequence that training will see, in tokens."""
+    @_builtins.property
+    def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
+        """The first examples of the training part, in the order of the dataset."""
+
+    @_builtins.property
+    def data(self) -> Global___DataSpec:
+        """How rows become examples, every field set; unset for plain text."""
+
+    @_builtins.property
+    def corpus(self) -> Global___CorpusSummary:
+        """What became of the dataset."""
+
+    def __init__(
+        self,
+        *,
+        examples: _abc.Iterable[Global___Example] | None = ...,
+        data: Global___DataSpec | None = ...,
+        corpus: Global___CorpusSummary | None = ...,
+        context_length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["corpus", b"corpus", "data", b"data"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "corpus", b"corpus", "data", b"data", "examples", b"examples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewExamplesResponse: _TypeAlias = PreviewExamplesResponse  # noqa: Y015
+
+@_typing.final
+class Example(_message.Message):
+    """One example, or the first window of a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    IS_TRUNCATED_FIELD_NUMBER: _builtins.int
+    is_truncated: _builtins.bool
+    """Whether its prompt was cut from the left to fit the context."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExampleToken]:
+        """Its tokens in order, the one that ends it included."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___ExampleToken] | None = ...,
+        is_truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_truncated", b"is_truncated", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Example: _TypeAlias = Example  # noqa: Y015
+
+@_typing.final
+class ExampleToken(_message.Message):
+    """One token of an example."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    BEARS_LOSS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Its place in the vocabulary."""
+    text: _builtins.str
+    """What it stands for; a token that is a part of a character shows as U+FFFD."""
+    bears_loss: _builtins.bool
+    """Whether the model learns to predict it."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        text: _builtins.str = ...,
+        bears_loss: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bears_loss", b"bears_loss", "id", b"id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExampleToken: _TypeAlias = ExampleToken  # noqa: Y015
+
+@_typing.final
+class CorpusSummary(_message.Message):
+    """A dataset as tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class DroppedRowsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VOCAB_SIZE_FIELD_NUMBER: _builtins.int
+    TRAINING_TOKENS_FIELD_NUMBER: _builtins.int
+    VALIDATION_TOKENS_FIELD_NUMBER: _builtins.int
+    TRAINING_ROWS_FIELD_NUMBER: _builtins.int
+    VALIDATION_ROWS_FIELD_NUMBER: _builtins.int
+    DROPPED_ROWS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_ROWS_FIELD_NUMBER: _builtins.int
+    LONGEST_ROW_TOKENS_FIELD_NUMBER: _builtins.int
+    FILL_FIELD_NUMBER: _builtins.int
+    vocab_size: _builtins.int
+    """Entries of the vocabulary."""
+    training_tokens: _builtins.int
+    """Tokens of the training part."""
+    validation_tokens: _builtins.int
+    """Tokens of the validation part."""
+    training_rows: _builtins.int
+    """Rows of the training part; 0 for plain text."""
+    validation_rows: _builtins.int
+    """Rows of the validation part: those whose digest says so, wherever they stand."""
+    truncated_rows: _builtins.int
+    """Rows whose prompt was cut to fit the context."""
+    longest_row_tokens: _builtins.int
+    """Tokens of the longest row."""
+    fill: _builtins.float
+    """The part of all places in the training sequences that rows fill, 0 to 1; unset for plain text, which fills all."""
+    @_builtins.property
+    def dropped_rows(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Rows that are left out, by why: `the answer is empty` and the like."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: _builtins.int = ...,
+        training_tokens: _builtins.int = ...,
+        validation_tokens: _builtins.int = ...,
+        training_rows: _builtins.int = ...,
+        validation_rows: _builtins.int = ...,
+        dropped_rows: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        truncated_rows: _builtins.int = ...,
+        longest_row_tokens: _builtins.int = ...,
+        fill: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fill", b"_fill", "fill", b"fill"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fill", b"_fill", "dropped_rows", b"dropped_rows", "fill", b"fill", "longest_row_tokens", b"longest_row_tokens", "training_rows", b"training_rows", "training_tokens", b"training_tokens", "truncated_rows", b"truncated_rows", "validation_rows", b"validation_rows", "validation_tokens", b"validation_tokens", "vocab_size", b"vocab_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fill: _TypeAlias = _typing.Literal["fill"]  # noqa: Y015
+    _WhichOneofArgType__fill: _TypeAlias = _typing.Literal["_fill", b"_fill"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fill) -> _WhichOneofReturnType__fill | None: ...
+
+Global___CorpusSummary: _TypeAlias = CorpusSummary  # noqa: Y015
 
 @_typing.final
 class CreateJobRequest(_message.Message):

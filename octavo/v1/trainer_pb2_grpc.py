@@ -42,6 +42,11 @@ class TrainerStub:
                 request_serializer=octavo_dot_v1_dot_trainer__pb2.PlanJobRequest.SerializeToString,
                 response_deserializer=octavo_dot_v1_dot_trainer__pb2.PlanJobResponse.FromString,
                 _registered_method=True)
+        self.PreviewExamples = channel.unary_unary(
+                '/octavo.v1.Trainer/PreviewExamples',
+                request_serializer=octavo_dot_v1_dot_trainer__pb2.PreviewExamplesRequest.SerializeToString,
+                response_deserializer=octavo_dot_v1_dot_trainer__pb2.PreviewExamplesResponse.FromString,
+                _registered_method=True)
         self.CreateJob = channel.unary_unary(
                 '/octavo.v1.Trainer/CreateJob',
                 request_serializer=octavo_dot_v1_dot_trainer__pb2.CreateJobRequest.SerializeToString,
@@ -136,6 +141,14 @@ class TrainerServicer:
 
     def PlanJob(self, request, context):
         """Says what a spec comes to, before anything runs: every derived value, parameters, memory, time and warnings.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewExamples(self, request, context):
+        """Shows the first examples of a train spec as training will see them: every token, its text, and whether it bears loss.
+        Makes the tokens if they are not there yet, which takes a minute for some 100 MB; a job of the same spec finds them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -275,6 +288,11 @@ def add_TrainerServicer_to_server(servicer, server):
                     request_deserializer=octavo_dot_v1_dot_trainer__pb2.PlanJobRequest.FromString,
                     response_serializer=octavo_dot_v1_dot_trainer__pb2.PlanJobResponse.SerializeToString,
             ),
+            'PreviewExamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewExamples,
+                    request_deserializer=octavo_dot_v1_dot_trainer__pb2.PreviewExamplesRequest.FromString,
+                    response_serializer=octavo_dot_v1_dot_trainer__pb2.PreviewExamplesResponse.SerializeToString,
+            ),
             'CreateJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateJob,
                     request_deserializer=octavo_dot_v1_dot_trainer__pb2.CreateJobRequest.FromString,
@@ -390,6 +408,33 @@ class Trainer:
             '/octavo.v1.Trainer/PlanJob',
             octavo_dot_v1_dot_trainer__pb2.PlanJobRequest.SerializeToString,
             octavo_dot_v1_dot_trainer__pb2.PlanJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewExamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/octavo.v1.Trainer/PreviewExamples',
+            octavo_dot_v1_dot_trainer__pb2.PreviewExamplesRequest.SerializeToString,
+            octavo_dot_v1_dot_trainer__pb2.PreviewExamplesResponse.FromString,
             options,
             channel_credentials,
             insecure,

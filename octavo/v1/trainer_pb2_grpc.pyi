@@ -38,6 +38,10 @@ class TrainerStub:
     def __new__(cls, channel: _aio.Channel) -> TrainerAsyncStub: ...
     PlanJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PlanJobRequest, _trainer_pb2.PlanJobResponse]
     """Says what a spec comes to, before anything runs: every derived value, parameters, memory, time and warnings."""
+    PreviewExamples: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PreviewExamplesRequest, _trainer_pb2.PreviewExamplesResponse]
+    """Shows the first examples of a train spec as training will see them: every token, its text, and whether it bears loss.
+    Makes the tokens if they are not there yet, which takes a minute for some 100 MB; a job of the same spec finds them.
+    """
     CreateJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateJobRequest, _trainer_pb2.Job]
     """Accepts a job and queues it. Once answered the job is durable: it survives the loss of every process."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.Job]
@@ -95,6 +99,10 @@ class TrainerAsyncStub(TrainerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PlanJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PlanJobRequest, _trainer_pb2.PlanJobResponse]  # type: ignore[assignment]
     """Says what a spec comes to, before anything runs: every derived value, parameters, memory, time and warnings."""
+    PreviewExamples: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PreviewExamplesRequest, _trainer_pb2.PreviewExamplesResponse]  # type: ignore[assignment]
+    """Shows the first examples of a train spec as training will see them: every token, its text, and whether it bears loss.
+    Makes the tokens if they are not there yet, which takes a minute for some 100 MB; a job of the same spec finds them.
+    """
     CreateJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateJobRequest, _trainer_pb2.Job]  # type: ignore[assignment]
     """Accepts a job and queues it. Once answered the job is durable: it survives the loss of every process."""
     GetJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.Job]  # type: ignore[assignment]
@@ -155,6 +163,16 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.PlanJobResponse, _abc.Awaitable[_trainer_pb2.PlanJobResponse]]:
         """Says what a spec comes to, before anything runs: every derived value, parameters, memory, time and warnings."""
+
+    @_abc_1.abstractmethod
+    def PreviewExamples(
+        self,
+        request: _trainer_pb2.PreviewExamplesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.PreviewExamplesResponse, _abc.Awaitable[_trainer_pb2.PreviewExamplesResponse]]:
+        """Shows the first examples of a train spec as training will see them: every token, its text, and whether it bears loss.
+        Makes the tokens if they are not there yet, which takes a minute for some 100 MB; a job of the same spec finds them.
+        """
 
     @_abc_1.abstractmethod
     def CreateJob(

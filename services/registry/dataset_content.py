@@ -7,6 +7,8 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from octavo.errors import InvalidArgument
+from octavo.formats import dataset_rows
+from octavo.formats.dataset_rows import Position
 from octavo.v1 import errors_pb2
 from octavo.v1.datasets_pb2 import (
     CreateDatasetRequest,
@@ -20,10 +22,9 @@ from octavo.v1.datasets_pb2 import (
     RepairDatasetResponse,
     UpdateDatasetRequest,
 )
-from services.registry import blobs, dataset_repair, dataset_rows, dataset_survey, datasets, names, pages
+from services.registry import blobs, dataset_repair, dataset_survey, datasets, names, pages
 from services.registry.blob_files import BlobFiles
 from services.registry.change import Change
-from services.registry.dataset_rows import Position
 from services.registry.dataset_survey import Survey
 from services.registry.names import DatasetName
 from services.registry.transactions import Transactions

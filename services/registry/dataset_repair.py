@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from octavo.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from octavo.formats import dataset_rows
+from octavo.formats.dataset_rows import Position, Row
 from octavo.v1 import errors_pb2
 from octavo.v1.datasets_pb2 import Dataset, RepairDatasetRequest
-from services.registry import dataset_rows
 from services.registry.change import canonical_json
-from services.registry.dataset_rows import Position, Row
 
 _OPTIONS = ("drop_empty_rows", "drop_duplicates", "drop_damaged_rows", "minimum_characters", "maximum_characters")
 # 16 bytes each, some 100 with Python's set around them: half a GiB.

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from octavo.formats import dataset_rows
+from octavo.formats.dataset_rows import HeaderError, Position
 from octavo.v1.datasets_pb2 import (
     DatasetFinding,
     DatasetFindingSeverity,
@@ -17,8 +19,6 @@ from octavo.v1.datasets_pb2 import (
     DatasetRow,
     DatasetStatistics,
 )
-from services.registry import dataset_rows
-from services.registry.dataset_rows import HeaderError, Position
 
 MAXIMUM_FINDINGS = 100
 MAXIMUM_SHOWN_CHARACTERS = 65_536

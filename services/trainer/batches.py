@@ -5,8 +5,10 @@ Resuming at step n needs no replay, and a fork sees the data its parent would ha
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,67 @@ from torch import Tensor
 from octavo.errors import FailedPrecondition
 from octavo.v1.errors_pb2 import Reason
 
+# Target of a position that is not learnt: it counts neither in the loss nor in its gradient.
+IGNORED = -100
+
 # Second words of the Philox key, so that no two uses of one seed share a stream.
 _WINDOWS_STREAM = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Sequences with their successors as targets, int64 [B, T]; `target_count` of the targets are not IGNORED.
+
+    `positions` count from 0 in each row where sequences hold several.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    target_count: int
+    positions: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(
+            tokens=self.tokens.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            positions=None if self.positions is None else self.positions.to(device, non_blocking=True),
+            target_count=self.target_count,
+        )
+
+    def split(self, rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Tokens, targets and positions of `rows` sequences at a time."""
+        for at in range(0, len(self.tokens), rows):
+            part = slice(at, at + rows)
+            yield self.tokens[part], self.targets[part], None if self.positions is None else self.positions[part]
+
+
+class BatchSource(Protocol):
+    """Batches of a run by their step."""
+
+    def batch(self, step: int) -> Batch:
+        """That of optimizer step `step` (from 1)."""
+        ...
+
+
+class EpochOrder:
+    """Things visited once an epoch, `batch_size` at a time: position i of the run lies in epoch i // count."""
+
+    def __init__(self, count: int, batch_size: int, of_epoch: Callable[[int], npt.NDArray[np.int64]]) -> None:
+        """`of_epoch` answers the `count` things in the order of an epoch."""
+        self._count = count
+        self._batch_size = batch_size
+        self._of_epoch = lru_cache(maxsize=2)(of_epoch)
+
+    def visited(self, step: int) -> npt.NDArray[np.int64]:
+        """What optimizer step `step` (from 1) visits."""
+        positions = np.arange((step - 1) * self._batch_size, step * self._batch_size)
+        epochs, places = np.divmod(positions, self._count)
+        found = np.empty(len(positions), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            found[chosen] = self._of_epoch(int(epoch))[places[chosen]]
+        return found
 
 
 class Batches:
@@ -43,32 +104,31 @@ class Batches:
         self._batch_size = batch_size
         self._seed = seed
         self.windows_per_epoch = max(1, (len(tokens) - context_length) // context_length)
-        self._epoch = lru_cache(maxsize=2)(self._starts_of_epoch)
+        self._order = EpochOrder(self.windows_per_epoch, batch_size, self._starts_of_epoch)
 
     def starts(self, step: int) -> npt.NDArray[np.int64]:
         """First tokens of the windows of optimizer step `step` (from 1)."""
-        positions = np.arange((step - 1) * self._batch_size, step * self._batch_size)
-        epochs, places = np.divmod(positions, self.windows_per_epoch)
-        starts = np.empty(len(positions), dtype=np.int64)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            starts[chosen] = self._epoch(int(epoch))[places[chosen]]
-        return starts
+        return self._order.visited(step)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Tokens and targets of a step, int64 [batch_size, context_length]."""
+    def batch(self, step: int) -> Batch:
+        """The windows of optimizer step `step`."""
         windows = self._tokens[self.starts(step)[:, None] + np.arange(self._length + 1)]
         both = torch.from_numpy(windows.astype(np.int64))
-        return both[:, :-1], both[:, 1:]
+        return Batch(tokens=both[:, :-1], targets=both[:, 1:], target_count=self._batch_size * self._length)
 
     def _starts_of_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
-        # Philox is counter-based: any epoch is reached without drawing those before (Salmon et al. 2011).
-        stream = np.random.Generator(
-            np.random.Philox(key=_words(self._seed & (1 << 64) - 1, _WINDOWS_STREAM), counter=_words(0, 0, epoch, 0))
-        )
+        drawn = stream(self._seed, _WINDOWS_STREAM, epoch)
         slack = len(self._tokens) - 1 - self.windows_per_epoch * self._length
-        phase = int(stream.integers(0, min(slack, self._length - 1) + 1))
-        return phase + stream.permutation(self.windows_per_epoch) * self._length
+        phase = int(drawn.integers(0, min(slack, self._length - 1) + 1))
+        return phase + drawn.permutation(self.windows_per_epoch) * self._length
+
+
+def stream(seed: int, use: int, epoch: int) -> np.random.Generator:
+    """The random numbers of one use of a seed in one epoch.
+
+    Philox is counter-based: any epoch is reached without drawing those before (Salmon et al. 2011).
+    """
+    return np.random.Generator(np.random.Philox(key=_words(seed & (1 << 64) - 1, use), counter=_words(0, 0, epoch, 0)))
 
 
 def _words(*values: int) -> npt.NDArray[np.uint64]:

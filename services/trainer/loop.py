@@ -22,9 +22,11 @@ from octavo.formats.architecture import Architecture
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer import evaluation, schedule
-from services.trainer.batches import Batches
+from services.trainer.batches import Batches, BatchSource
 from services.trainer.model import Dropout, Transformer
 from services.trainer.optimizer import Matrix, Optimizer, Rates
+from services.trainer.packing import PackedBatches, Packs
+from services.trainer.token_rows import Examples
 
 # Word of the key of every dropout stream.
 _DROPOUT_STREAM = 2
@@ -49,24 +51,23 @@ class Training:
         spec: pb.TrainSpec,
         architecture: Architecture,
         *,
-        training_tokens: npt.NDArray[np.integer[Any]],
-        validation_tokens: npt.NDArray[np.integer[Any]],
+        training_tokens: npt.NDArray[np.integer[Any]] | Examples,
+        validation_tokens: npt.NDArray[np.integer[Any]] | Examples,
         validation_bytes: int,
         base_weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`spec` is resolved: every field set, `steps` included. `base_weights` start a fine-tuning."""
+        """`spec` is resolved: every field set, `steps` included. `base_weights` start a fine-tuning.
+
+        A text is an array of tokens, rows are examples. `validation_bytes` is the text of the validation tokens that
+        bear loss, in UTF-8.
+        """
         self.spec = spec
         self.learning_rate_factor = 1.0
         self._device = torch.device(spec.device or "cpu")
         self._dtype = torch.bfloat16 if spec.precision == pb.TRAINING_PRECISION_BF16 else torch.float32
         self._validation_tokens = validation_tokens
         self._validation_bytes = validation_bytes
-        self._batches = Batches(
-            training_tokens,
-            context_length=architecture.context_length,
-            batch_size=spec.batch_size,
-            seed=spec.seed,
-        )
+        self._batches = _batches(spec, training_tokens, architecture.context_length)
         self.model = Transformer(architecture)
         self.model.initialize(spec.seed)
         if base_weights is not None:
@@ -89,7 +90,8 @@ class Training:
         rates = self.rates(step)
         for parameter in self._parameters.values():
             parameter.grad = None
-        loss = self._gradients(step).item() / self.tokens_per_step
+        total, target_count = self._gradients(step)
+        loss = total.item() / target_count
         gradients: list[Tensor] = [p.grad for p in self._parameters.values() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         gradient_norm = norm.item()
@@ -134,19 +136,17 @@ class Training:
             weight_decay=optimizer.weight_decay,
         )
 
-    def _gradients(self, step: int) -> Tensor:
-        """Add up the gradients of the mean loss over the whole batch; returns the sum of the losses."""
-        tokens, targets = (x.to(self._device, non_blocking=True) for x in self._batches.batch(step))
+    def _gradients(self, step: int) -> tuple[Tensor, int]:
+        """Add up the gradients of the mean loss over all targets of the batch; the sum of the losses, and how many."""
+        batch = self._batches.batch(step).to(self._device)
         total = torch.zeros((), device=self._device)
-        rows = self.spec.microbatch_size
-        for index, (inputs, wanted) in enumerate(
-            zip(torch.split(tokens, rows), torch.split(targets, rows), strict=True)
-        ):
-            loss = self.model.loss(inputs, wanted, dtype=self._dtype, dropout=self._dropout(step, index))
-            # Divided by the tokens of the whole batch: the same gradient however the batch is split.
-            (loss / self.tokens_per_step).backward()  # type: ignore[no-untyped-call]
+        for index, (tokens, targets, positions) in enumerate(batch.split(self.spec.microbatch_size)):
+            dropout = self._dropout(step, index)
+            loss = self.model.loss(tokens, targets, positions=positions, dtype=self._dtype, dropout=dropout)
+            # Divided by the targets of the whole batch: the same gradient however the batch is split.
+            (loss / batch.target_count).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        return total
+        return total, batch.target_count
 
     def _dropout(self, step: int, microbatch: int) -> Dropout | None:
         if not self.spec.dropout:
@@ -186,8 +186,13 @@ class Training:
         return result
 
     @torch.inference_mode()
-    def sample(self, prompt: list[int], *, max_tokens: int, temperature: float, seed: int) -> list[int]:
-        """Token ids that go on from `prompt`, at least one id; temperature 0 takes the likeliest each time."""
+    def sample(
+        self, prompt: list[int], *, max_tokens: int, temperature: float, seed: int, end_id: int | None = None
+    ) -> list[int]:
+        """Token ids that go on from `prompt`, at least one id; temperature 0 takes the likeliest each time.
+
+        Ends before `end_id`.
+        """
         generator = torch.Generator().manual_seed(seed & (1 << 63) - 1)
         context = self.model.architecture.context_length
         ids = list(prompt)
@@ -195,10 +200,13 @@ class Training:
             for _ in range(max_tokens):
                 logits = self._next_logits(ids[-context:])
                 if temperature == 0:
-                    ids.append(int(logits.argmax()))
+                    chosen = int(logits.argmax())
                 else:
                     probabilities = (logits / temperature).softmax(-1)
-                    ids.append(int(torch.multinomial(probabilities, 1, generator=generator)))
+                    chosen = int(torch.multinomial(probabilities, 1, generator=generator))
+                if chosen == end_id:
+                    break
+                ids.append(chosen)
         return ids[len(prompt) :]
 
     def _next_logits(self, window: list[int]) -> Tensor:
@@ -257,6 +265,13 @@ class _Swapped:
     def __exit__(self, *exception: object) -> None:
         for (parameter, _), data in zip(self._pairs, self._trained, strict=True):
             parameter.data = data
+
+
+def _batches(spec: pb.TrainSpec, data: npt.NDArray[np.integer[Any]] | Examples, context_length: int) -> BatchSource:
+    if not isinstance(data, Examples):
+        return Batches(data, context_length=context_length, batch_size=spec.batch_size, seed=spec.seed)
+    packs = Packs(data, context_length=context_length, seed=spec.seed, is_packing=spec.data.packing)
+    return PackedBatches(packs, batch_size=spec.batch_size, seed=spec.seed)
 
 
 def _optimizer(model: Transformer, spec: pb.OptimizerSpec, dtype: torch.dtype) -> Optimizer:

@@ -16,18 +16,17 @@ from torch.nn import functional
 from octavo.errors import InvalidArgument
 from octavo.formats.architecture import Architecture
 from octavo.v1.errors_pb2 import Reason
+from services.trainer.batches import IGNORED
 from services.trainer.fused_layers import (
     causal_attention,
     causal_mask,
     normalize_and_rotate,
+    packed_mask,
     rms_norm,
     rotary_tables,
     rotate_halves,
     swiglu,
 )
-
-# Target of a padded position: it counts neither in the loss nor in its gradient.
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -181,9 +180,20 @@ class Transformer(nn.Module):
                 fresh = torch.ones(parameter.shape) if leaf.endswith("gain") else torch.zeros(parameter.shape)
             parameter.data.copy_(fresh)
 
-    def forward(self, tokens: Tensor, *, dtype: torch.dtype = torch.float32, dropout: Dropout | None = None) -> Tensor:
-        """Logits [B, T, vocab_size] in `dtype` for token ids [B, T], T at most the context length."""
-        hidden = self._hidden(tokens, dtype, dropout)
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        dropout: Dropout | None = None,
+    ) -> Tensor:
+        """Logits [B, T, vocab_size] in `dtype` for token ids [B, T], T at most the context length.
+
+        With `positions` [B, T], which count from 0 in each row, a sequence holds several rows that do not see one
+        another: the logits of each are those it has alone.
+        """
+        hidden = self._hidden(tokens, positions, dtype, dropout)
         matrix = self.embedding if self.head is None else self.head
         if self.final_bias is None:
             normal = rms_norm(hidden, self.architecture.norm_epsilon)
@@ -192,13 +202,15 @@ class Transformer(nn.Module):
         gain, bias = self.final_gain.to(dtype), self.final_bias.to(dtype)
         return functional.linear(functional.layer_norm(hidden, shape, gain, bias, epsilon), matrix.to(dtype))
 
-    def _hidden(self, tokens: Tensor, dtype: torch.dtype, dropout: Dropout | None) -> Tensor:
+    def _hidden(self, tokens: Tensor, positions: Tensor | None, dtype: torch.dtype, dropout: Dropout | None) -> Tensor:
         length = tokens.shape[1]
         x = functional.embedding(tokens, self.embedding)
         if self.positions is not None:
-            x = x + self.positions[:length]
-        cos, sin = (None if t is None else t[:length].to(dtype) for t in (self.cos, self.sin))
-        shared = _Pass(dtype, self.mask.to(dtype), cos, sin, dropout)
+            x = x + (self.positions[:length] if positions is None else functional.embedding(positions, self.positions))
+        at = slice(length) if positions is None else positions
+        cos, sin = (None if t is None else t[at].to(dtype) for t in (self.cos, self.sin))
+        mask = self.mask.to(dtype) if positions is None else packed_mask(positions, self.architecture.heads, dtype)
+        shared = _Pass(dtype, mask, cos, sin, dropout)
         x = shared.dropped(x.to(dtype))
         for block in self.blocks:
             x = block(x, shared)
@@ -209,11 +221,12 @@ class Transformer(nn.Module):
         tokens: Tensor,
         targets: Tensor,
         *,
+        positions: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
         dropout: Dropout | None = None,
     ) -> Tensor:
-        """Sum of the cross-entropies, nats, fp32, over the targets [B, T] that are not IGNORED."""
-        logits = self(tokens, dtype=dtype, dropout=dropout).float()
+        """Sum of the cross-entropies, nats, fp32, over the targets [B, T] that are not IGNORED; see `forward`."""
+        logits = self(tokens, positions=positions, dtype=dtype, dropout=dropout).float()
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
     def weights(self) -> dict[str, Tensor]:

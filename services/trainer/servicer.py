@@ -12,7 +12,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
-from octavo.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange
+from octavo.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Unimplemented
 from octavo.formats.checkpoint import CheckpointFolder
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
@@ -47,6 +47,9 @@ class TrainerServicer(Base):
     async def PlanJob(self, request: pb.PlanJobRequest, context: Context) -> pb.PlanJobResponse:
         check_job(request.job, "", "")
         return pb.PlanJobResponse(plan=await self._planner.plan(request.job))
+
+    async def PreviewExamples(self, request: pb.PreviewExamplesRequest, context: Context) -> pb.PreviewExamplesResponse:
+        raise Unimplemented(Reason.REASON_SPEC_NOT_SUPPORTED, "examples cannot be previewed yet")
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.Job:
         check_job(request.job, request.job_id, request.request_id)

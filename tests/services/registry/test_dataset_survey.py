@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.registry import dataset_rows, dataset_survey
-from services.registry.dataset_rows import CSV, JSONL, TEXT, Position
+from octavo.formats import dataset_rows
+from octavo.formats.dataset_rows import CSV, JSONL, TEXT, Position
+from services.registry import dataset_survey
 
 PIECES = st.sampled_from(["a", "ä", "世", "😀", "\n", "\r\n", " ", "\x00", '{"a": 1}', '"', ","])
 JSON = st.recursive(

@@ -16,7 +16,8 @@ def batches(tokens: int = 1000, length: int = 16, batch: int = 4, seed: int = 7)
 
 
 def test_targets_are_the_tokens_after_the_inputs() -> None:
-    inputs, targets = batches().batch(5)
+    batch = batches().batch(5)
+    inputs, targets = batch.tokens, batch.targets
     assert inputs.shape == targets.shape == (4, 16)
     assert (targets == inputs + 1).all()
 
@@ -30,7 +31,8 @@ def test_a_batch_depends_on_seed_and_step_alone(step: int, seed: int) -> None:
 
 @given(tokens=st.integers(17, 400), length=st.integers(1, 16), batch=st.integers(1, 9), step=st.integers(1, 500))
 def test_windows_lie_inside_the_text(tokens: int, length: int, batch: int, step: int) -> None:
-    inputs, targets = batches(tokens, length, batch).batch(step)
+    found = batches(tokens, length, batch).batch(step)
+    inputs, targets = found.tokens, found.targets
     assert inputs.min() >= 0
     assert targets.max() < tokens
 

@@ -10,8 +10,9 @@ import torch
 
 from octavo.errors import FailedPrecondition
 from octavo.formats.architecture import Architecture
+from services.trainer.batches import IGNORED
 from services.trainer.evaluation import evaluate, summarize, windows
-from services.trainer.model import IGNORED, Transformer
+from services.trainer.model import Transformer
 
 
 def model() -> Transformer:
