@@ -11,13 +11,13 @@ from octavo.addresses import CONTRACTS, Addresses
 from octavo.client import AsyncClient
 from octavo.serving import Service, Telemetry
 from octavo.v1.trainer_pb2_grpc import add_TrainerServicer_to_server
+from services.trainer.executor import ROOT
 from services.trainer.job_directory import Launch
 from services.trainer.job_metrics import JobCollector
 from services.trainer.jobs import JobStore
 from services.trainer.planner import Planner
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import Settings
-from services.trainer.supervision import ROOT
 from services.trainer.supervisor import Limits, Supervisor
 
 __all__ = ["Settings", "assemble"]

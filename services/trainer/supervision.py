@@ -5,46 +5,31 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from octavo.errors import FailedPrecondition, ResourceExhausted, Unavailable
-from octavo.serving.settings import child_environment
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer import commands
 from services.trainer.events import EventLog, EventReader
+from services.trainer.executor import Executor
 from services.trainer.history import applied_commands, fold
 from services.trainer.job_directory import JobDirectory, Launch
 
-# Exit status of a worker that was told to go (SIGTERM) and left a checkpoint: sysexits.h EX_TEMPFAIL.
-EXIT_PREEMPTED: Final = 75
-# Where the packages of the programs are found.
-ROOT: Final = Path(__file__).parents[2]
 # Between a worker's last event and the end of its process: closing files and the interpreter.
 LEAVING_S: Final = 3.0
-
-_WORKER_ENVIRONMENT: Final = {
-    # Without it cuBLAS is not deterministic, and torch refuses to promise that it is.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # Threads that spin for long at every barrier starve one another when the cores are shared, threads that sleep at
-    # once wake too late when they are not: a step takes 65 ms idle and 179 ms beside two busy programs with this bound,
-    # 60 and 684 ms with ten times as many turns, 102 and 260 ms without any.
-    "GOMP_SPINCOUNT": "2000",
-}
 
 
 class Supervision:
     """One living job under supervision. Not thread-safe: the supervisor's lock guards it."""
 
-    def __init__(self, job: pb.Job, directory: JobDirectory) -> None:
+    def __init__(self, job: pb.Job, directory: JobDirectory, executor: Executor) -> None:
         self.job = _accepted(job, directory)
         self.directory = directory
-        self.process: subprocess.Popen[bytes] | None = None
+        self._executor = executor
         self.restart_at: float | None = None
         self.stop_at: float | None = None
         self.saved_at = 0.0
@@ -65,38 +50,14 @@ class Supervision:
 
     def is_alive(self) -> bool:
         """Whether a worker is at it, started by us or found."""
-        if self.process is not None:
-            self.process.poll()  # reaps it
-        return self.directory.is_locked()
+        return self._executor.is_alive(self.directory)
 
-    def start(self, launch: Launch) -> subprocess.Popen[bytes] | None:
-        """Start a worker that inherits the job's lock, so that at no moment the job looks abandoned.
-
-        None when one is at work already, started by a supervisor before us.
-        """
-        directory = self.directory
-        lock = directory.try_lock()
-        if lock is None:
-            return None
-        try:
-            directory.write_launch(launch)
-            self.has_begun = False
-            directory.note_pid(lock, None)
-            with directory.worker_log.open("ab") as output:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "services.trainer.worker", str(directory.path), "--lock", str(lock)],
-                    cwd=ROOT,
-                    env=child_environment(_WORKER_ENVIRONMENT),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(lock,),
-                    start_new_session=True,
-                )
-            directory.note_pid(lock, self.process.pid)
-        finally:
-            os.close(lock)
-        return self.process
+    def start(self, launch: Launch) -> bool:
+        """Start a worker; False when one is at work already, started by a supervisor before us."""
+        if not self._executor.start(self.directory, launch):
+            return False
+        self.has_begun = False
+        return True
 
     def add_command(self, command: pb.JobCommand) -> pb.JobCommand:
         """Tell the worker something; durable."""
@@ -117,25 +78,11 @@ class Supervision:
 
     def death(self) -> str:
         """How the worker ended, as far as it is known."""
-        status = self.process.returncode if self.process is not None else None
-        if status is None:
-            return "how is not known: it was not started by this process"
-        if status == EXIT_PREEMPTED:
-            return "it was told to stop"
-        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return self._executor.death(self.directory)
 
     def send(self, number: signal.Signals) -> None:
-        """Send the worker a signal, if there is one. The pid in the lock file is the holder's while it is held."""
-        pid = self.directory.worker_pid()
-        if pid is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(pid)
-            try:
-                if self.directory.is_locked():  # still the same process: a pidfd is never reused
-                    signal.pidfd_send_signal(descriptor, number)
-            finally:
-                os.close(descriptor)
+        """Send the worker a signal, if there is one."""
+        self._executor.send(self.directory, number)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[EventLog]:
@@ -156,10 +103,9 @@ class Supervision:
         finally:
             os.close(lock)
 
-    def detach(self) -> list[subprocess.Popen[bytes]]:
-        """Hand over the worker's process, if it is ours, to whoever waits for its end."""
-        process, self.process = self.process, None
-        return [process] if process is not None else []
+    def release(self) -> None:
+        """Ask no more for the worker; one that lives goes on."""
+        self._executor.release(self.directory)
 
 
 def _accepted(row: pb.Job, directory: JobDirectory) -> pb.Job:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from octavo.errors import FailedPrecondition
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.events import TERMINAL, now
+from services.trainer.executor import Executor, LocalProcesses
 from services.trainer.job_directory import JobDirectory, Launch, claim
 from services.trainer.jobs import JobStore, check_etag
 from services.trainer.supervision import Supervision, queue_full, require_training, stop_workers, worker_lost
@@ -57,6 +57,7 @@ class Supervisor:
         logger: logging.Logger,
         *,
         limits: Limits,
+        executor: Executor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory
@@ -64,13 +65,13 @@ class Supervisor:
         self._launch = launch
         self._logger = logger
         self._limits = limits
+        self._executor = executor or LocalProcesses()
         self._clock = clock
         self._lock = threading.RLock()
         self._living: dict[str, Supervision] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._instance: TextIO | None = None
-        self._leaving: list[subprocess.Popen[bytes]] = []
         self.loss_count = 0
 
     def open(self) -> None:
@@ -99,10 +100,7 @@ class Supervisor:
                 stop_workers(list(self._living.values()), self._limits.stop_grace_s)
             for supervision in self._living.values():
                 self._store.update(supervision.job)
-                self._leaving.extend(supervision.detach())
-            for process in self._leaving:
-                if process.poll() is None:
-                    process.returncode = 0  # it outlives us on purpose: keeps Popen from warning of it
+            self._executor.close()
         if self._instance:
             self._instance.close()
 
@@ -284,7 +282,7 @@ class Supervisor:
         """Begin to supervise a job, whatever happened to it before."""
         directory = self.directory(job.name)
         directory.write_launch(self._launch)
-        supervision = Supervision(job, directory)
+        supervision = Supervision(job, directory, self._executor)
         self._living[job.name] = supervision
         self._refresh(supervision)
         if supervision.job.state == pb.JOB_STATE_CREATED:
@@ -302,7 +300,6 @@ class Supervisor:
 
     def _tick(self) -> None:
         with self._lock:
-            self._leaving = [process for process in self._leaving if process.poll() is None]
             for supervision in list(self._living.values()):
                 if supervision.job.state == pb.JOB_STATE_RUNNING:
                     self._watch_over(supervision)
@@ -375,10 +372,8 @@ class Supervisor:
             self._start(self._living[name])
 
     def _start(self, supervision: Supervision) -> None:
-        self._leaving.extend(supervision.detach())
-        process = supervision.start(self._launch)
-        if process is not None:
-            self._logger.info("started a worker", extra={"job": supervision.job.name, "pid": process.pid})
+        if supervision.start(self._launch):
+            self._logger.info("started a worker", extra={"job": supervision.job.name})
 
     def _change_state(self, supervision: Supervision, state: pb.JobState.ValueType, message: str) -> None:
         with supervision.writing() as log:
@@ -395,5 +390,5 @@ class Supervisor:
             self._store.update(supervision.job)
             supervision.saved_at = self._clock()
         if supervision.job.state in TERMINAL:
-            self._leaving.extend(supervision.detach())
+            supervision.release()
             self._living.pop(supervision.job.name, None)

@@ -19,9 +19,9 @@ from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.control import Control, Leaving
 from services.trainer.events import TERMINAL, EventLog, EventReader
+from services.trainer.executor import EXIT_PREEMPTED
 from services.trainer.history import fold
 from services.trainer.job_directory import JobDirectory
-from services.trainer.supervision import EXIT_PREEMPTED
 
 # Another process is at work in the directory: sysexits.h EX_CANTCREAT.
 EXIT_TAKEN = 73
