@@ -33,11 +33,15 @@ _DIRECTORY: Final = re.compile(r"^step-(\d{10})$")
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEntry:
-    """A checkpoint on disk: `digest` is the `sha256:…` of its manifest, `facts` what its writer noted."""
+    """A checkpoint on disk: `digest` is the `sha256:…` of its manifest, `facts` what its writer noted.
+
+    `state_digest` is that of its tensors alone: the same for two runs that are the same to the last bit.
+    """
 
     path: Path
     step: int
     digest: str
+    state_digest: str
     size_bytes: int
     facts: Mapping[str, Any]
 
@@ -186,6 +190,7 @@ def _entry(directory: Path, step: int) -> CheckpointEntry:
         path=directory,
         step=step,
         digest=f"sha256:{digest}",
+        state_digest=next(f"sha256:{file['sha256']}" for file in manifest["files"] if file["path"] == TENSORS),
         size_bytes=manifest_bytes + sum(file["size_bytes"] for file in manifest["files"]),
         facts=manifest["facts"],
     )

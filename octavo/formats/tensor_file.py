@@ -7,6 +7,7 @@ because model.onnx refers to tensors by absolute byte offset.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -77,18 +78,26 @@ def write_safetensors(
 
     Tensors whose size is a multiple of 64 bytes come first, so that each of them starts on a cache line.
     """
-    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    ordered = sorted(arrays, key=lambda name: (arrays[name].nbytes % ALIGNMENT_BYTES > 0, -arrays[name].itemsize))
-    prefix, header = _layout({name: arrays[name] for name in ordered}, metadata or {})
+    arrays = _ordered(tensors)
+    prefix, header = _layout(arrays, metadata or {})
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         file.write(prefix)
-        for name in ordered:
-            file.write(arrays[name].reshape(-1).view(np.uint8).data)
+        for array in arrays.values():
+            file.write(_bytes(array))
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
     return header
+
+
+def digest_safetensors(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """The `sha256:…` of the file that `write_safetensors` would write of them."""
+    arrays = _ordered(tensors)
+    digest = hashlib.sha256(_layout(arrays, {})[0])
+    for array in arrays.values():
+        digest.update(_bytes(array))
+    return f"sha256:{digest.hexdigest()}"
 
 
 def read_header(path: Path) -> TensorHeader:
@@ -113,6 +122,16 @@ def read_tensor(path: Path, entry: TensorEntry) -> npt.NDArray[Any]:
         return np.empty(entry.shape, np.dtype(_NUMPY_NAMES[entry.dtype]))
     dtype = np.dtype(_NUMPY_NAMES[entry.dtype])
     return np.memmap(path, dtype, "r", offset=entry.offset, shape=entry.shape)
+
+
+def _ordered(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    order = sorted(arrays, key=lambda name: (arrays[name].nbytes % ALIGNMENT_BYTES > 0, -arrays[name].itemsize))
+    return {name: arrays[name] for name in order}
+
+
+def _bytes(array: npt.NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _layout(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> tuple[bytes, TensorHeader]:

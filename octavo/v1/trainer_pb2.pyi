@@ -1137,22 +1137,28 @@ class CheckpointPolicy(_message.Message):
     INTERVAL_STEPS_FIELD_NUMBER: _builtins.int
     KEEP_LATEST_FIELD_NUMBER: _builtins.int
     KEEP_BEST_FIELD_NUMBER: _builtins.int
+    MILESTONE_INTERVAL_STEPS_FIELD_NUMBER: _builtins.int
     interval_steps: _builtins.int
     """Steps between checkpoints; 0 means only when asked, when paused and at the end. Unset: derived, about every 30 s."""
     keep_latest: _builtins.int
     """How many of the newest are kept, at least 2 (the older is the fallback when the newest is damaged); unset means 3."""
     keep_best: _builtins.bool
     """Keep the one with the lowest validation loss too; unset means true."""
+    milestone_interval_steps: _builtins.int
+    """Steps between milestones: checkpoints that are written and kept for good, whatever else is removed. 0 and unset
+    mean none.
+    """
     def __init__(
         self,
         *,
         interval_steps: _builtins.int | None = ...,
         keep_latest: _builtins.int | None = ...,
         keep_best: _builtins.bool | None = ...,
+        milestone_interval_steps: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_interval_steps", b"_interval_steps", "_keep_best", b"_keep_best", "_keep_latest", b"_keep_latest", "interval_steps", b"interval_steps", "keep_best", b"keep_best", "keep_latest", b"keep_latest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_interval_steps", b"_interval_steps", "_keep_best", b"_keep_best", "_keep_latest", b"_keep_latest", "_milestone_interval_steps", b"_milestone_interval_steps", "interval_steps", b"interval_steps", "keep_best", b"keep_best", "keep_latest", b"keep_latest", "milestone_interval_steps", b"milestone_interval_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_interval_steps", b"_interval_steps", "_keep_best", b"_keep_best", "_keep_latest", b"_keep_latest", "interval_steps", b"interval_steps", "keep_best", b"keep_best", "keep_latest", b"keep_latest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_interval_steps", b"_interval_steps", "_keep_best", b"_keep_best", "_keep_latest", b"_keep_latest", "_milestone_interval_steps", b"_milestone_interval_steps", "interval_steps", b"interval_steps", "keep_best", b"keep_best", "keep_latest", b"keep_latest", "milestone_interval_steps", b"milestone_interval_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__interval_steps: _TypeAlias = _typing.Literal["interval_steps"]  # noqa: Y015
     _WhichOneofArgType__interval_steps: _TypeAlias = _typing.Literal["_interval_steps", b"_interval_steps"]  # noqa: Y015
@@ -1160,12 +1166,16 @@ class CheckpointPolicy(_message.Message):
     _WhichOneofArgType__keep_best: _TypeAlias = _typing.Literal["_keep_best", b"_keep_best"]  # noqa: Y015
     _WhichOneofReturnType__keep_latest: _TypeAlias = _typing.Literal["keep_latest"]  # noqa: Y015
     _WhichOneofArgType__keep_latest: _TypeAlias = _typing.Literal["_keep_latest", b"_keep_latest"]  # noqa: Y015
+    _WhichOneofReturnType__milestone_interval_steps: _TypeAlias = _typing.Literal["milestone_interval_steps"]  # noqa: Y015
+    _WhichOneofArgType__milestone_interval_steps: _TypeAlias = _typing.Literal["_milestone_interval_steps", b"_milestone_interval_steps"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__interval_steps) -> _WhichOneofReturnType__interval_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_best) -> _WhichOneofReturnType__keep_best | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_latest) -> _WhichOneofReturnType__keep_latest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__milestone_interval_steps) -> _WhichOneofReturnType__milestone_interval_steps | None: ...
 
 Global___CheckpointPolicy: _TypeAlias = CheckpointPolicy  # noqa: Y015
 
@@ -2008,6 +2018,8 @@ class Checkpoint(_message.Message):
     VALIDATION_LOSS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    STATE_DIGEST_FIELD_NUMBER: _builtins.int
+    HISTORY_DIGEST_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     digest: _builtins.str
@@ -2016,6 +2028,15 @@ class Checkpoint(_message.Message):
     """All files together."""
     validation_loss: _builtins.float
     """The validation loss of an evaluation at the same step; unset when there was none."""
+    state_digest: _builtins.str
+    """`sha256:…` of the weights and the optimizer's state alone, as state.safetensors holds them: the same in two runs
+    that are the same to the last bit.
+    """
+    history_digest: _builtins.str
+    """`sha256:…` over everything that led here. It begins with the digest of the state before the first step; each step
+    hashes the digest before it, its number, loss, gradient norm, learning_rate and matrix_learning_rate, separated by
+    spaces, the figures as float.hex of Python writes them. A fork carries on with that of its parent.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it became durable."""
@@ -2033,10 +2054,12 @@ class Checkpoint(_message.Message):
         validation_loss: _builtins.float | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         duration: _duration_pb2.Duration | None = ...,
+        state_digest: _builtins.str = ...,
+        history_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_loss", b"_validation_loss", "create_time", b"create_time", "duration", b"duration", "validation_loss", b"validation_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_loss", b"_validation_loss", "create_time", b"create_time", "digest", b"digest", "duration", b"duration", "size_bytes", b"size_bytes", "step", b"step", "validation_loss", b"validation_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_loss", b"_validation_loss", "create_time", b"create_time", "digest", b"digest", "duration", b"duration", "history_digest", b"history_digest", "size_bytes", b"size_bytes", "state_digest", b"state_digest", "step", b"step", "validation_loss", b"validation_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_loss: _TypeAlias = _typing.Literal["validation_loss"]  # noqa: Y015
     _WhichOneofArgType__validation_loss: _TypeAlias = _typing.Literal["_validation_loss", b"_validation_loss"]  # noqa: Y015

@@ -61,6 +61,7 @@ _SCHEDULE: dict[str, Fault] = {
 _CHECKPOINTS: dict[str, Fault] = {
     "interval_steps": _within(0, 1 << 40, "0 saves only when asked and at the end"),
     "keep_latest": _within(2, 1000, "the older is the fallback when the newest is damaged"),
+    "milestone_interval_steps": _within(0, 1 << 40, "0 keeps none for good"),
 }
 _SAMPLE: dict[str, Fault] = {
     "length": _within(0, 10_000, "200 is usual, 0 samples nothing"),

@@ -20,6 +20,7 @@ from octavo.formats.checkpoint import Checkpoint, CheckpointFolder
 from octavo.formats.tokenizer import Tokenizer
 from octavo.v1 import trainer_pb2 as pb
 from services.trainer.control import Control
+from services.trainer.digests import history_after, history_of, state_digest
 from services.trainer.events import EventLog, now
 from services.trainer.loop import Training
 from services.trainer.progress import ProgressReporter
@@ -49,6 +50,7 @@ class TrainingPhase:
         self._past = _Past(past)
         self._process = psutil.Process()
         self._said_deviation = False
+        self._history = ""
 
     @property
     def best(self) -> pb.Evaluation | None:
@@ -65,6 +67,8 @@ class TrainingPhase:
         if start is not None:
             step = start.entry.step
             self.load(start)
+        else:
+            self._history = state_digest(self._training.state_dict())
         self._heed(step)
         while step < self._spec.steps:
             step += 1
@@ -78,10 +82,12 @@ class TrainingPhase:
         # Copied into the run's own tensors; torch only warns that the mapped arrays cannot be written.
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in checkpoint.tensors.items()}
         self._training.load_state_dict(tensors)
+        self._history = history_of(checkpoint.entry)
 
     def _train(self, step: int) -> None:
         self._training.learning_rate_factor = self._control.learning_rate_scale(step - 1)
         metric = self._training.step(step)
+        self._history = history_after(self._history, metric)
         known = self._past.losses.get(step)
         if known is None:
             metric.memory_bytes = self._memory_bytes()
@@ -104,8 +110,9 @@ class TrainingPhase:
         if is_last or (interval and step % interval == 0):
             is_best = self._evaluate(step, interval)
             self._sample(step)
-        every = self._spec.checkpoints.interval_steps
-        if is_last or (every and step % every == 0) or (is_best and self._spec.checkpoints.keep_best):
+        policy = self._spec.checkpoints
+        is_due = _is_multiple(step, policy.interval_steps) or _is_multiple(step, policy.milestone_interval_steps)
+        if is_last or is_due or (is_best and policy.keep_best):
             self.save(step)
 
     def _evaluate(self, step: int, interval: int) -> bool:
@@ -141,20 +148,24 @@ class TrainingPhase:
         start = time.perf_counter()
         self._log.sync()
         tensors = {name: tensor.numpy() for name, tensor in self._training.state_dict().items()}
-        entry = self._folder.write(step, tensors, {"specification": specification_digest(self._spec)})
-        best = self.best
-        self._folder.retain(
-            self._spec.checkpoints.keep_latest,
-            keep_steps={best.step} if best is not None and self._spec.checkpoints.keep_best else (),
-        )
+        facts = {"specification": specification_digest(self._spec), "history": self._history}
+        entry = self._folder.write(step, tensors, facts)
+        self._folder.retain(self._spec.checkpoints.keep_latest, self._kept_for_good())
         if step in self._past.checkpoints:
             return
         self._past.checkpoints.add(step)
         checkpoint = pb.Checkpoint(step=step, digest=entry.digest, size_bytes=entry.size_bytes, create_time=now())
+        checkpoint.state_digest, checkpoint.history_digest = entry.state_digest, self._history
         if step in self._past.evaluations:
             checkpoint.validation_loss = self._past.evaluations[step].validation_loss
         checkpoint.duration.FromNanoseconds(int((time.perf_counter() - start) * 1e9))
         self._log.append(pb.JobEvent(checkpoint=checkpoint))
+
+    def _kept_for_good(self) -> set[int]:
+        """The best step and the milestones among those that are kept."""
+        policy, best = self._spec.checkpoints, self.best
+        kept = {step for step in self._folder.steps() if _is_multiple(step, policy.milestone_interval_steps)}
+        return kept | {best.step} if best is not None and policy.keep_best else kept
 
     def _heed(self, step: int) -> None:
         self._control.heed(step, lambda: self.save(step))
@@ -183,6 +194,11 @@ class _Past:
                     self.samples.add(event.sample.step)
                 case "checkpoint":
                     self.checkpoints.add(event.checkpoint.step)
+
+
+def _is_multiple(step: int, interval: int) -> bool:
+    """Whether a step is due; an interval of 0 is never."""
+    return bool(interval) and step % interval == 0
 
 
 def specification_digest(spec: pb.TrainSpec) -> str:
