@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from octavo.errors import InvalidArgument, NotFound
+from octavo.formats.text_pieces import cut
 from octavo.v1.errors_pb2 import Reason
 
 TOKENIZER_FILE: Final = "tokenizer.json"
@@ -31,7 +33,8 @@ CHARACTER_LIMIT: Final = 1 << 16
 BPE_LEAST_VOCABULARY: Final = 257
 BPE_LARGEST_VOCABULARY: Final = 1 << 20
 
-_PIECE_CHARACTERS: Final = 1 << 16
+# Pieces encoded at once: enough for every core, and some 100 MB of the library's own records.
+_PIECES_AT_ONCE: Final = 16
 _UNKNOWN: Final = np.uint32(0xFFFF_FFFF)
 
 
@@ -97,7 +100,7 @@ class Tokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        backend.train_from_iterator((piece for text in texts for piece in _cut(text)), trainer)
+        backend.train_from_iterator((piece for text in texts for piece in cut([text])), trainer)
         return cls(backend, end_token=END_OF_TEXT)
 
     @classmethod
@@ -129,6 +132,11 @@ class Tokenizer:
         return self._size
 
     @property
+    def dtype(self) -> type[np.unsignedinteger[Any]]:
+        """The smallest type that holds every id: uint16 where the vocabulary allows it."""
+        return np.uint16 if self._size <= 1 << 16 else np.uint32
+
+    @property
     def is_character_level(self) -> bool:
         return self._codes is not None
 
@@ -153,22 +161,32 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; InvalidArgument names symbols that have none, and where they stand."""
         if self._codes is not None:
-            codes: list[int] = self._encode_characters(text, self._codes).tolist()
+            codes: list[int] = self._encode_characters(text, self._codes, 0).tolist()
             return codes
-        self._require_bytes(text)
+        self._require_bytes(text, 0)
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_corpus(self, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """The same ids as `encode`, as uint16 where the vocabulary allows it; BPE uses every core."""
-        dtype: type[np.unsignedinteger[Any]] = np.uint16 if self._size <= 1 << 16 else np.uint32
-        if self._codes is not None:
-            return self._encode_characters(text, self._codes).astype(dtype)
-        self._require_bytes(text)
+        """The same ids as `encode`, in the type of `dtype`; BPE uses every core."""
+        return np.concatenate([np.empty(0, self.dtype), *self.encode_blocks([text])])
+
+    def encode_blocks(self, blocks: Iterable[str]) -> Iterator[npt.NDArray[np.unsignedinteger[Any]]]:
+        """The ids of a text that comes in blocks, in parts; together those of the whole. Holds a few MB at a time."""
         # Other pre-tokenizers may join what a cut would separate.
-        pieces = list(_cut(text)) if self._may_be_cut else [text]
-        encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
-        parts = [np.asarray(encoding.ids, dtype) for encoding in encodings]
-        return np.concatenate(parts) if parts else np.empty(0, dtype)
+        pieces = cut(blocks) if self._codes is not None or self._may_be_cut else iter(["".join(blocks)])
+        start = 0
+        while some := list(islice(pieces, _PIECES_AT_ONCE)):
+            yield from self.encode_batch(some, start=start)
+            start += sum(map(len, some))
+
+    def encode_batch(self, texts: Sequence[str], *, start: int = 0) -> list[npt.NDArray[np.unsignedinteger[Any]]]:
+        """The ids of each text; `start` is where the first one stands, for what is said of symbols without an id."""
+        if self._codes is not None:
+            return [self._encode_characters(text, self._codes, start).astype(self.dtype) for text in texts]
+        for text in texts:
+            self._require_bytes(text, start)
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, self.dtype) for encoding in encodings]
 
     def offsets(self, text: str) -> list[int]:
         """Where each id of `encode(text)` begins in `text`, in characters."""
@@ -204,11 +222,10 @@ class Tokenizer:
         """How the vocabulary writes this id; for display, not for decoding."""
         return self._backend.id_to_token(code) or ""
 
-    def _encode_characters(self, text: str, codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    def _encode_characters(self, text: str, codes: npt.NDArray[np.uint32], start: int) -> npt.NDArray[np.uint32]:
         if self.end_token is None or self.end_token not in text:
-            return self._look_up(text, codes, start=0)
+            return self._look_up(text, codes, start=start)
         parts: list[npt.NDArray[np.uint32]] = []
-        start = 0
         for part in text.split(self.end_token):
             parts += [self._look_up(part, codes, start=start), np.array([self.end_id], np.uint32)]
             start += len(part) + len(self.end_token)
@@ -222,12 +239,12 @@ class Tokenizer:
             raise self._unknown_symbols(text, np.flatnonzero(unknown), start)
         return found
 
-    def _require_bytes(self, text: str) -> None:
+    def _require_bytes(self, text: str, start: int) -> None:
         _require_unicode(text)
         if self._missing:
             unknown = [index for index, symbol in enumerate(text) if self._missing.intersection(symbol.encode())]
             if unknown:
-                raise self._unknown_symbols(text, np.array(unknown), 0)
+                raise self._unknown_symbols(text, np.array(unknown), start)
 
     def _unknown_symbols(self, text: str, positions: npt.NDArray[np.intp], start: int) -> InvalidArgument:
         first: dict[str, int] = {}
@@ -299,24 +316,6 @@ class _LibraryDecoder(StreamDecoder):
         return self._backend.decode(self._ids[start:stop], skip_special_tokens=False)
 
 
-def _cut(text: str) -> Iterator[str]:
-    """Pieces of about 64 k characters, cut before a space that follows a letter or digit.
-
-    No match of the GPT-2 pattern spans such a place, so pieces encode to what the whole encodes to.
-    """
-    start = 0
-    while len(text) - start > _PIECE_CHARACTERS:
-        end = start + _PIECE_CHARACTERS
-        while (end := text.find(" ", end)) > 0 and not text[end - 1].isalnum():
-            end += 1
-        if end < 0:
-            break
-        yield text[start:end]
-        start = end
-    if start < len(text):
-        yield text[start:]
-
-
 def _character_codes(layout: Mapping[str, Any]) -> npt.NDArray[np.uint32] | None:
     """id by code point with a last entry of unknown, if this is a character level of our making."""
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
@@ -331,7 +330,7 @@ def _character_codes(layout: Mapping[str, Any]) -> npt.NDArray[np.uint32] | None
 
 
 def _may_be_cut(layout: Mapping[str, Any]) -> bool:
-    """Whether the pre-tokenizer is GPT-2's, for which `_cut` is right, and nothing comes before it."""
+    """Whether the pre-tokenizer is GPT-2's, for which `cut` is right, and nothing comes before it."""
     before = layout["pre_tokenizer"] or {}
     is_plain = before.get("type") == "ByteLevel" and before.get("use_regex", True)
     return is_plain and not before.get("add_prefix_space", False) and layout["normalizer"] is None

@@ -32,6 +32,7 @@ def assemble(settings: Settings, telemetry: Telemetry) -> Service:
         api_key=settings.api_key,
         corpora=str(directory / "corpora"),
         registry_patience_s=settings.registry_patience_s,
+        corpora_limit_bytes=settings.corpora_limit_bytes,
     )
     limits = Limits(
         max_running_jobs=settings.max_running_jobs,

@@ -19,6 +19,7 @@ from services.trainer.supervision import require_training
 # What the parent's weights, optimizer state and data order are made of.
 _FIXED: Final = (
     "architecture",
+    "data",
     "dataset",
     "family",
     "size",

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from octavo.errors import Unavailable
+from octavo.v1 import datasets_pb2
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 
 _JOB: Final = "job.binpb"
 _LAUNCH: Final = "launch.json"
+_DATASET: Final = "dataset.binpb"
 _LOCK: Final = "worker.lock"
 
 
@@ -31,6 +33,7 @@ class Launch:
     api_key: str = field(repr=False)
     corpora: str
     registry_patience_s: float
+    corpora_limit_bytes: int = 1 << 62
 
 
 class JobDirectory:
@@ -63,6 +66,15 @@ class JobDirectory:
     def read_job(self) -> pb.Job:
         """The job as it was accepted."""
         return pb.Job.FromString((self.path / _JOB).read_bytes())
+
+    def read_dataset(self) -> datasets_pb2.Dataset | None:
+        """The dataset that the job has begun with, as the registry knew it then."""
+        path = self.path / _DATASET
+        return datasets_pb2.Dataset.FromString(path.read_bytes()) if path.exists() else None
+
+    def write_dataset(self, dataset: datasets_pb2.Dataset) -> None:
+        """Note the dataset that the job begins with."""
+        self._write(_DATASET, dataset.SerializeToString())
 
     def write_launch(self, launch: Launch) -> None:
         """Say where things are; a running worker reads it again before it needs the registry."""

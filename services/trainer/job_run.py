@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from octavo.errors import NotFound
 from octavo.v1 import datasets_pb2
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.deployments_pb2 import Precision
 from services.trainer import publication
 from services.trainer.control import Control
-from services.trainer.corpus import CorpusCache
+from services.trainer.corpus_cache import CorpusCache
 from services.trainer.events import EventLog
 from services.trainer.job_directory import JobDirectory
 from services.trainer.progress import ProgressReporter
@@ -52,6 +53,10 @@ class JobRun:
                 step,
             )
 
+    def past_plan(self) -> pb.Plan | None:
+        """The plan that an earlier attempt fixed."""
+        return next((event.plan for event in reversed(self.past) if event.HasField("plan")), None)
+
     def heed(self) -> None:
         """Apply the commands that came in; raises Leaving where the worker has to stop."""
         # A command that changes the numbers takes effect after all steps that were done without it.
@@ -67,10 +72,23 @@ class JobRun:
         self.log.log(pb.LOG_SEVERITY_WARNING, message, self.step)
 
     def dataset(self, name: str) -> datasets_pb2.Dataset:
-        """What the registry knows of a dataset."""
+        """What the registry knows of a dataset, or knew: a job that has begun goes on when its dataset is deleted."""
+        known = self.directory.read_dataset()
+        if known is not None and known.name == name:
+            return known
         self.say(pb.JOB_PHASE_PREPARE, f"looking up {name}")
         request = datasets_pb2.GetDatasetRequest(name=name)
-        return self.link.call(lambda client: client.datasets.GetDataset(request))
+        try:
+            dataset = self.link.call(lambda client: client.datasets.GetDataset(request))
+        except NotFound as error:
+            raise NotFound(
+                error.reason,
+                f"{name} was deleted before the job began; create the job again with a dataset that there is",
+                dataset=name,
+            ) from error
+        dataset.name = name
+        self.directory.write_dataset(dataset)
+        return dataset
 
     def download(self, blob: str, path: Path) -> None:
         """Fetch a blob to a path, verified."""
@@ -79,7 +97,8 @@ class JobRun:
     @property
     def corpora(self) -> CorpusCache:
         """The corpora of this trainer."""
-        return CorpusCache(Path(self.directory.read_launch().corpora))
+        launch = self.directory.read_launch()
+        return CorpusCache(Path(launch.corpora), launch.corpora_limit_bytes)
 
     def publish(
         self,

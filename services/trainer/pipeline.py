@@ -5,6 +5,8 @@ Prepare the corpus, measure a time budget, train, make and prove the bundle, reg
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Final
 
 from octavo.errors import FailedPrecondition, InvalidArgument
@@ -13,7 +15,7 @@ from octavo.v1 import datasets_pb2
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.calibration import Pace, budgeted_plan
-from services.trainer.corpus import Corpus, CorpusSpec
+from services.trainer.corpus import Corpus, CorpusFacts, CorpusSpec
 from services.trainer.environment import fingerprint
 from services.trainer.job_run import JobRun
 from services.trainer.loop import Training, configure_torch
@@ -21,6 +23,7 @@ from services.trainer.machine import Machine
 from services.trainer.plan import TextFacts, architecture_of, plan
 from services.trainer.publication import Release
 from services.trainer.release import Origin, make_release
+from services.trainer.token_rows import Examples
 from services.trainer.training_phase import TrainingPhase
 
 # Where a sample begins when no prompt is given: enough of the validation text to give it a direction.
@@ -57,20 +60,37 @@ class Pipeline:
             tokenizer=spec.tokenizer.kind,
             vocab_size=spec.tokenizer.vocab_size,
             validation_fraction=spec.validation_fraction,
+            form=dataset.format,
+            data=spec.data if spec.HasField("data") else None,
         )
-        run = self._run
-        return run.corpora.prepare(wanted, run.download, self._say_preparing, run.directory.path.name)
+        start = time.monotonic()
+        corpus = self._run.corpora.prepare(wanted, self._run.download, self._say_preparing)
+        if not self._run.past_plan():
+            self._report(corpus.facts, time.monotonic() - start)
+        return corpus
+
+    def _report(self, facts: CorpusFacts, duration_s: float) -> None:
+        """What became of the dataset, once a job."""
+        rows = f" in {facts.train_rows + facts.validation_rows:,} rows" if facts.train_rows else ""
+        tokens = facts.train_tokens + facts.validation_tokens
+        self._run.log.log(
+            pb.LOG_SEVERITY_INFO,
+            f"{facts.characters:,} characters{rows} are {tokens:,} tokens of {facts.vocab_size:,}, ready after "
+            f"{duration_s:.1f} s",
+        )
+        for why, count in sorted(facts.dropped_rows.items()):
+            self._run.warn(f"{count:,} rows are left out: {why}")
 
     def _say_preparing(self, message: str) -> None:
         self._run.say(pb.JOB_PHASE_PREPARE, message)
 
     def _training(self, corpus: Corpus) -> tuple[Training, TrainingPhase]:
         """The run by the plan that an earlier attempt fixed, or by one that is fixed now."""
-        known = [event.plan for event in self._run.past if event.HasField("plan")]
-        fixed = known[-1] if known else self._fix_plan(corpus)
-        if not known:
+        known = self._run.past_plan()
+        fixed = known or self._fix_plan(corpus)
+        if known is None:
             self._run.log.append(pb.JobEvent(plan=fixed))
-        training = _new_training(fixed.train, corpus)
+        training = _new_training(fixed.train, corpus, self._run.warn if known is None else _say_nothing)
         phase = TrainingPhase(
             training,
             tokenizer=corpus.tokenizer,
@@ -90,18 +110,16 @@ class Pipeline:
         spec.dataset, spec.device, spec.threads = accepted.dataset, accepted.device, accepted.threads
         spec.tokenizer.CopyFrom(accepted.tokenizer)
         spec.precision = accepted.precision
-        facts = TextFacts(
-            train_tokens=corpus.facts.train_tokens,
-            validation_tokens=corpus.facts.validation_tokens,
-            vocab_size=corpus.facts.vocab_size,
-        )
+        if accepted.HasField("data"):
+            spec.data.CopyFrom(accepted.data)
+        facts = TextFacts.of(corpus.facts)
         machine = Machine.detect(device=spec.device, threads=spec.threads)
         if not spec.HasField("time_budget"):
             return plan(spec, facts, machine)
         self._run.say(pb.JOB_PHASE_CALIBRATE, "measuring how long a step takes")
         # Any number of steps will do: the duration of a step does not depend on it.
         provisional = plan(spec, facts, machine, step_s=1.0).train
-        pace = Pace.measure(_new_training(provisional, corpus), _prompt(provisional, corpus))
+        pace = Pace.measure(_new_training(provisional, corpus, _say_nothing), _prompt(provisional, corpus))
         self._run.heed()
         fixed = budgeted_plan(spec, facts, machine, pace)
         self._run.log.log(
@@ -149,20 +167,41 @@ class Pipeline:
         return best.step
 
 
-def _new_training(spec: pb.TrainSpec, corpus: Corpus) -> Training:
+def _new_training(spec: pb.TrainSpec, corpus: Corpus, warn: Callable[[str], None]) -> Training:
+    if corpus.rows is None:
+        return Training(
+            spec,
+            architecture_of(spec),
+            training_tokens=corpus.train,
+            validation_tokens=corpus.validation,
+            validation_bytes=corpus.facts.validation_bytes,
+        )
+    context_length = spec.architecture.context_length
+    train, validation = (Examples.of(rows, spec.data, context_length) for rows in corpus.rows)
+    truncated, dropped = train.truncated + validation.truncated, train.dropped + validation.dropped
+    if truncated:
+        warn(f"{truncated:,} rows do not fit {context_length} tokens: their prompts are cut from the left")
+    if dropped:
+        warn(f"{dropped:,} rows are left out: they do not fit {context_length} tokens")
     return Training(
         spec,
         architecture_of(spec),
-        training_tokens=corpus.train,
-        validation_tokens=corpus.validation,
-        validation_bytes=corpus.facts.validation_bytes,
+        training_tokens=train,
+        validation_tokens=validation,
+        validation_bytes=corpus.tokenizer.size_bytes(validation.learnt.tolist()),
     )
+
+
+def _say_nothing(_: str) -> None:
+    """What was said once need not be said again."""
 
 
 def _prompt(spec: pb.TrainSpec, corpus: Corpus) -> list[int]:
     """Ids that samples begin with; found out before training whether the vocabulary has them."""
     if not spec.sample.prompt:
-        return [int(code) for code in corpus.validation[:_PROMPT_TOKENS]]
+        # The whole prompt of a row, so that what follows is an answer; a text has none.
+        asked = int(corpus.rows[1].prompts[0]) if corpus.rows else 0
+        return [int(code) for code in corpus.validation[: asked or _PROMPT_TOKENS]]
     try:
         return corpus.tokenizer.encode(spec.sample.prompt)
     except InvalidArgument as error:

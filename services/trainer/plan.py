@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 from octavo.errors import InvalidArgument
 from octavo.formats.architecture import Architecture
@@ -15,6 +16,7 @@ from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer import recipe
 from services.trainer.configuration import configuration_id
+from services.trainer.corpus import CorpusFacts
 from services.trainer.machine import Machine
 from services.trainer.plan_warnings import warnings
 from services.trainer.spec_faults import faults
@@ -28,11 +30,25 @@ _PROCESS_BYTES = 400 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class TextFacts:
-    """How much text there is: tokens of the training and validation parts and the vocabulary that made them."""
+    """How much text there is: tokens of the training and validation parts and the vocabulary that made them.
+
+    `row_tokens` is the length that rows usually do not exceed; 0 for plain text.
+    """
 
     train_tokens: int
     validation_tokens: int
     vocab_size: int
+    row_tokens: int = 0
+
+    @classmethod
+    def of(cls, facts: CorpusFacts) -> Self:
+        """What was counted."""
+        return cls(
+            train_tokens=facts.train_tokens,
+            validation_tokens=facts.validation_tokens,
+            vocab_size=facts.vocab_size,
+            row_tokens=facts.usual_row,
+        )
 
 
 def estimate_text(size_bytes: int, spec: pb.TrainSpec) -> TextFacts:
@@ -183,14 +199,14 @@ def _fill_architecture(full: pb.TrainSpec, text: TextFacts) -> Architecture:
     if not a.HasField("kv_heads"):
         a.kv_heads = a.heads
     if not a.HasField("context_length"):
-        a.context_length = recipe.context_length(full.size, text.train_tokens)
+        a.context_length = recipe.context_length(full.size, text.train_tokens, text.row_tokens)
     if not a.HasField("tie_embeddings"):
         tie = full.family == pb.MODEL_FAMILY_GPT2 or recipe.tie_embeddings(text.vocab_size, a.width, a.layers)
         a.tie_embeddings = tie
     _check_heads(a)
     architecture = architecture_of(full)
     a.mlp_width = architecture.mlp_width
-    if a.context_length >= text.train_tokens:
+    if not text.row_tokens and a.context_length >= text.train_tokens:
         most = max(1, text.train_tokens - 1)
         raise _invalid(
             {

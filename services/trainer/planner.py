@@ -8,13 +8,15 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final
 
 from octavo.client import AsyncClient
-from octavo.errors import FailedPrecondition, Internal
+from octavo.errors import Internal
 from octavo.v1 import datasets_pb2
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
+from services.trainer.data_spec import resolve_data
 from services.trainer.export_plan import plan_export
 from services.trainer.machine import Machine
 from services.trainer.plan import TextFacts, estimate_text, plan, resolve_tokenizer
@@ -57,15 +59,12 @@ class Planner:
         if job.HasField("export"):
             return await plan_export(self._client, job.export, await self._detected())
         dataset = await self._client.datasets.GetDataset(datasets_pb2.GetDatasetRequest(name=job.train.dataset))
-        if dataset.format != datasets_pb2.DATASET_FORMAT_TEXT:
-            raise FailedPrecondition(
-                Reason.REASON_CORPUS_UNUSABLE,
-                f"{job.train.dataset} holds rows; training from scratch takes plain text",
-                dataset=job.train.dataset,
-            )
+        data = resolve_data(job.train.data, dataset)
         spec = pb.TrainSpec()
         spec.CopyFrom(job.train)
         spec.dataset = f"{dataset.name.partition('/versions/')[0]}/versions/{dataset.version}"
+        if data is not None:
+            spec.data.CopyFrom(data)
         machine = await self._detected()
         spec.tokenizer.CopyFrom(resolve_tokenizer(spec.tokenizer, dataset.statistics.size_bytes))
         estimate = estimate_text(dataset.statistics.size_bytes, spec)
@@ -101,14 +100,18 @@ class Planner:
 
 
 def text_facts(dataset: datasets_pb2.Dataset, estimate: TextFacts, spec: pb.TrainSpec) -> TextFacts:
-    """What the registry counted, as tokens: exact for characters, the estimate for BPE."""
-    counted = dataset.statistics
-    if spec.tokenizer.kind != pb.TOKENIZER_KIND_CHARACTER or not counted.characters:
-        return estimate
-    part = estimate.train_tokens / max(1, estimate.train_tokens + estimate.validation_tokens)
-    train_tokens = int(counted.characters * part)
-    return TextFacts(
-        train_tokens=train_tokens,
-        validation_tokens=counted.characters - train_tokens,
-        vocab_size=counted.symbols,
-    )
+    """What the registry counted, as tokens: exact for the characters of a text, estimated for BPE and for rows."""
+    counted, facts = dataset.statistics, estimate
+    if spec.tokenizer.kind == pb.TOKENIZER_KIND_CHARACTER and counted.characters:
+        part = estimate.train_tokens / max(1, estimate.train_tokens + estimate.validation_tokens)
+        train_tokens = int(counted.characters * part)
+        facts = TextFacts(
+            train_tokens=train_tokens,
+            validation_tokens=counted.characters - train_tokens,
+            vocab_size=counted.symbols,
+        )
+    if not spec.HasField("data"):
+        return facts
+    # Rows are rarely twice as long as their mean. One more symbol ends an answer.
+    mean = (facts.train_tokens + facts.validation_tokens) / max(1, counted.rows)
+    return replace(facts, vocab_size=facts.vocab_size + 1, row_tokens=max(2, int(2 * mean)))

@@ -39,8 +39,14 @@ def heads(model_width: int) -> int:
     return model_width // 64 if model_width % 64 == 0 else max(1, model_width // 32)
 
 
-def context_length(size: int, train_tokens: int) -> int:
-    """128 for small models, longer for larger ones, never more than an eighth of the text."""
+def context_length(size: int, train_tokens: int, row_tokens: int = 0) -> int:
+    """128 for small models, longer for larger ones, never more than an eighth of the text.
+
+    For rows of usually `row_tokens`, as long as they are (the last token of a row is only predicted), in powers of two
+    up to 2048.
+    """
+    if row_tokens:
+        return min(2048, max(32, 1 << (row_tokens - 2).bit_length()))
     wanted = 128 if size <= 4 else 256 if size <= 8 else 512
     while wanted > 16 and wanted * 8 > train_tokens:
         wanted //= 2

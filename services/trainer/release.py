@@ -168,4 +168,4 @@ def _metrics(evaluation: pb.Evaluation) -> dict[str, float]:
         "bits_per_byte": evaluation.bits_per_byte,
         "accuracy": evaluation.accuracy,
         "training_loss": evaluation.training_loss,
-    }
+    } | ({"exact_match": evaluation.exact_match} if evaluation.HasField("exact_match") else {})

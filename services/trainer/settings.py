@@ -27,10 +27,16 @@ class Settings(ProgramSettings):
     registry_patience_s: float = 86_400.0
     """How long a worker waits for a registry that does not answer before its job fails, in seconds."""
 
+    corpora_limit_bytes: int = 32 << 30
+    """How much disk the tokens of datasets may take, in bytes: above, those not used for longest are removed, but none
+    that a job uses."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_running_jobs < 1 or self.max_queued_jobs < 1:
             raise SettingsError("max_running_jobs and max_queued_jobs must be at least 1")
+        if self.corpora_limit_bytes < 0:
+            raise SettingsError("corpora_limit_bytes must not be negative; 0 keeps only what is in use")
         if self.max_restarts < 0:
             raise SettingsError("max_restarts must not be negative; 0 never starts a lost worker again")
         if min(self.restart_delay_s, self.stop_grace_s, self.registry_patience_s) < 0:

@@ -138,6 +138,8 @@ class TrainingPhase:
             max_tokens=length,
             temperature=self._spec.sample.temperature,
             seed=seed,
+            # A text has no end to learn; rows do.
+            end_id=self._tokenizer.end_id if self._spec.HasField("data") else None,
         )
         prompt, text = self._tokenizer.decode(self._prompt), self._tokenizer.decode(ids)
         self._log.append(pb.JobEvent(sample=pb.SampleText(step=step, prompt=prompt, text=text)))

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from octavo.errors import FailedPrecondition
+from octavo.formats.tokenizer import Tokenizer
 from octavo.v1 import trainer_pb2 as pb
-from services.trainer.corpus import CorpusCache, CorpusSpec
+from services.trainer.corpus import CorpusSpec
+from services.trainer.corpus_cache import CorpusCache
 
 TEXT = "Shall I compare thee to a summer's day?\nThou art more lovely — and more temperate.\n" * 40
 
@@ -30,8 +32,17 @@ class Source:
         path.write_bytes(self.content)
 
 
+def cache(directory, limit_bytes=1 << 30):
+    return CorpusCache(directory, limit_bytes)
+
+
 def prepare(directory, content, wanted=None):
-    return CorpusCache(directory).prepare(wanted or spec(), Source(content).download, lambda _: None, "job")
+    return cache(directory).prepare(wanted or spec(), Source(content).download, lambda _: None)
+
+
+def kept(directory):
+    """The corpora there are, and whatever else was left behind."""
+    return {entry.name for entry in directory.iterdir()} - {".locks"}
 
 
 @pytest.mark.parametrize("tokenizer", [pb.TOKENIZER_KIND_CHARACTER, pb.TOKENIZER_KIND_BYTE_BPE])
@@ -47,32 +58,110 @@ def test_the_parts_decode_to_the_text_they_came_from(tmp_path, tokenizer):
 def test_the_same_corpus_is_made_once(tmp_path):
     source = Source(TEXT)
     for _ in range(3):
-        CorpusCache(tmp_path).prepare(spec(), source.download, lambda _: None, "job")
+        cache(tmp_path).prepare(spec(), source.download, lambda _: None)
     assert source.downloads == 1
-    CorpusCache(tmp_path).prepare(spec(validation_fraction=0.2), source.download, lambda _: None, "job")
+    cache(tmp_path).prepare(spec(validation_fraction=0.2), source.download, lambda _: None)
     assert source.downloads == 2
 
 
-def test_workers_that_make_the_same_corpus_at_once_both_get_it(tmp_path):
-    barrier = threading.Barrier(2)
-    found = []
+def test_jobs_that_want_the_same_corpus_at_once_make_it_once(tmp_path):
+    source, found, said = Source(TEXT), [], []
+    is_waiting = threading.Event()
 
     def download(blob, path):
-        path.write_bytes(TEXT.encode())
-        barrier.wait(5)
+        source.download(blob, path)
+        assert is_waiting.wait(20)
 
-    def work(name):
-        cache = CorpusCache(tmp_path)
-        found.append(cache.prepare(spec(), download, lambda _: None, name))
+    def say(message):
+        said.append(message)
+        if "waiting" in message:
+            is_waiting.set()
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "two")]
+    threads = [
+        threading.Thread(target=lambda: found.append(cache(tmp_path).prepare(spec(), download, say))) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 2
+    assert source.downloads == 1
     assert np.array_equal(found[0].train, found[1].train)
-    assert [entry.name for entry in tmp_path.iterdir()] == [spec().key]
+    assert kept(tmp_path) == {spec().key}
+
+
+@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "tokenizer.json", "corpus.json"])
+def test_a_damaged_corpus_is_made_again(tmp_path, name):
+    whole = prepare(tmp_path, TEXT).train.copy()
+    path = tmp_path / spec().key / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    source = Source(TEXT)
+    again = cache(tmp_path).prepare(spec(), source.download, lambda _: None)
+    assert source.downloads == 1
+    assert np.array_equal(again.train, whole)
+
+
+def test_corpora_beyond_the_limit_are_removed_but_none_that_is_read(tmp_path):
+    read = prepare(tmp_path, TEXT, spec(validation_fraction=0.1))
+    for fraction in (0.2, 0.3):
+        prepare(tmp_path, TEXT, spec(validation_fraction=fraction))
+    newest = spec(validation_fraction=0.4)
+    cache(tmp_path, limit_bytes=1).prepare(newest, Source(TEXT).download, lambda _: None)
+    assert kept(tmp_path) == {spec(validation_fraction=0.1).key, newest.key}
+    assert len(read.train)
+    del read
+    cache(tmp_path, limit_bytes=1).prepare(newest, Source(TEXT).download, lambda _: None)
+    assert kept(tmp_path) == {newest.key}
+
+
+def test_the_least_recently_used_goes_first(tmp_path):
+    fractions = (0.1, 0.2, 0.3)
+    for fraction in fractions:
+        prepare(tmp_path, TEXT, spec(validation_fraction=fraction))
+    prepare(tmp_path, TEXT, spec(validation_fraction=0.1))
+    one_bytes = sum(file.stat().st_size for file in (tmp_path / spec().key).iterdir())
+    newest = spec(validation_fraction=0.4)
+    cache(tmp_path, int(3.5 * one_bytes)).prepare(newest, Source(TEXT).download, lambda _: None)
+    assert kept(tmp_path) == {spec(validation_fraction=fraction).key for fraction in (0.1, 0.3, 0.4)}
+
+
+def test_what_a_lost_process_left_unfinished_is_removed(tmp_path):
+    (tmp_path / ".lost").mkdir()
+    (tmp_path / ".lost" / "content").write_text("half")
+    prepare(tmp_path, TEXT)
+    assert kept(tmp_path) == {spec().key}
+
+
+def test_a_stop_while_tokens_are_made_leaves_nothing(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def say(message):
+        if "turning" in message:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        cache(tmp_path).prepare(spec(), Source(TEXT).download, say)
+    assert kept(tmp_path) == set()
+
+
+@pytest.mark.parametrize("tokenizer", [pb.TOKENIZER_KIND_CHARACTER, pb.TOKENIZER_KIND_BYTE_BPE])
+def test_a_text_read_in_blocks_has_the_tokens_it_has_as_a_whole(tmp_path, tokenizer, monkeypatch):
+    text = (TEXT + "\u4e16\u754c 🙂 naïve\r\n") * 60
+    monkeypatch.setattr("services.trainer.text_file._BLOCK_BYTES", 997)
+    corpus = prepare(tmp_path, text, spec(tokenizer, vocab_size=400))
+    cut = int(len(text) * 0.9)
+    whole = (
+        Tokenizer.train_characters(text)
+        if tokenizer == pb.TOKENIZER_KIND_CHARACTER
+        else Tokenizer.train_bpe([text[:cut]], vocab_size=400)
+    )
+    assert corpus.tokenizer.to_bytes() == whole.to_bytes()
+    assert np.array_equal(corpus.train, whole.encode(text[:cut]))
+    assert np.array_equal(corpus.validation, whole.encode(text[cut:]))
+    assert corpus.facts.validation_bytes == len(text[cut:].encode())
 
 
 @pytest.mark.parametrize(
@@ -87,7 +176,7 @@ def test_workers_that_make_the_same_corpus_at_once_both_get_it(tmp_path):
 def test_a_text_that_cannot_be_learnt_from_is_refused_and_nothing_is_kept(tmp_path, content, complaint):
     with pytest.raises(FailedPrecondition, match=complaint):
         prepare(tmp_path, content)
-    assert list(tmp_path.iterdir()) == []
+    assert kept(tmp_path) == set()
 
 
 def test_a_download_that_fails_leaves_nothing(tmp_path):
@@ -96,5 +185,5 @@ def test_a_download_that_fails_leaves_nothing(tmp_path):
         raise FailedPrecondition(0, "gone")
 
     with pytest.raises(FailedPrecondition, match="gone"):
-        CorpusCache(tmp_path).prepare(spec(), download, lambda _: None, "job")
-    assert list(tmp_path.iterdir()) == []
+        cache(tmp_path).prepare(spec(), download, lambda _: None)
+    assert kept(tmp_path) == set()

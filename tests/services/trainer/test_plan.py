@@ -34,6 +34,7 @@ OUTSIDE_THE_RECIPE = {
     "time_budget",
     "tokenizer",
     "price_per_hour",
+    "data",
     "prompt",
 }
 
