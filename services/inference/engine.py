@@ -69,6 +69,10 @@ class Engine:
         """Starts the engine's thread."""
         self._thread.start()
 
+    def require_room(self) -> None:
+        """Raises ResourceExhausted when as many wait as may: what is refused here costs nothing but the asking."""
+        self.scheduler.require_room()
+
     def submit(self, sequence: Sequence) -> None:
         """Lets a sequence run; its outbox gets all that becomes of it, a refusal too. Raises Unavailable at the end."""
         with self._gate:

@@ -144,6 +144,7 @@ class Loader:
             scheduler=Scheduler(
                 slots=slots,
                 waiting_limit=self._settings.waiting_limit,
+                wait_limit_s=self._settings.wait_limit_s,
                 chunk_tokens=self._settings.chunk_tokens,
             ),
             sampler=bench.sampler,

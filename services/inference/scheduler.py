@@ -68,16 +68,18 @@ class PromptRun:
 class Scheduler:
     """First come, first served, priorities counted as time; a bounded queue; at most as many at once as slots."""
 
-    def __init__(self, *, slots: int, waiting_limit: int, chunk_tokens: int) -> None:
+    def __init__(self, *, slots: int, waiting_limit: int, wait_limit_s: float, chunk_tokens: int) -> None:
         self.slots = slots
         self.waiting_limit = waiting_limit
+        self._wait_limit_s = wait_limit_s
         self.running: list[Sequence] = []
         self.reading: list[Sequence] = []
         self.prefixes = Prefixes(slots)
         self._chunk_tokens = chunk_tokens
         self._waiting: list[tuple[float, int, Sequence]] = []
         self._arrivals = count()
-        self._mean_hold_s = 1.0
+        self._mean_hold_s = 0.0
+        self._idle_steps = 0
 
     @property
     def waiting_count(self) -> int:
@@ -104,15 +106,26 @@ class Scheduler:
         yield from self.reading
         yield from (sequence for *_, sequence in self._waiting)
 
-    def add(self, sequence: Sequence) -> None:
-        """Lets a sequence wait for its turn. Raises ResourceExhausted when too many wait already."""
-        if len(self._waiting) >= self.waiting_limit:
+    def require_room(self) -> None:
+        """Raises ResourceExhausted when as many wait as may. From another thread than the engine's, as of a step ago.
+
+        A queue that is longer than anybody wants to wait makes nothing faster. But as many as there are slots may wait
+        always, so that these stay full.
+        """
+        limit = self.waiting_limit
+        if self._mean_hold_s:
+            limit = min(limit, max(self.slots, int(self._wait_limit_s * self.slots / self._mean_hold_s)))
+        if (waiting := len(self._waiting)) >= limit:
             raise ResourceExhausted(
                 Reason.REASON_QUEUE_FULL,
-                f"{len(self._waiting)} requests are waiting already, as many as may; try again later",
+                f"{waiting} requests are waiting already, as many as may; try again later",
                 retry_after_s=self._wait_s(),
-                waiting=len(self._waiting),
+                waiting=waiting,
             )
+
+    def add(self, sequence: Sequence) -> None:
+        """Lets a sequence wait for its turn. Raises ResourceExhausted when too many wait already."""
+        self.require_room()
         # All grow older alike, so that the order of two never changes and a heap will do.
         turn_s = sequence.arrival_s - sequence.priority * AGEING_S
         heapq.heappush(self._waiting, (turn_s, next(self._arrivals), sequence))
@@ -124,6 +137,8 @@ class Scheduler:
         batch that fills at once decodes in fewer steps. Each run must have been read, and its sequences promoted or
         removed if it was the last, before the next.
         """
+        if self._is_gathering():
+            return
         chunks = len(self._waiting) // max(1, len(self.running))
         left = self._chunk_tokens * min(max(1, chunks), CHUNKS_AT_ONCE)
         is_first = True
@@ -149,7 +164,7 @@ class Scheduler:
             self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
             heapq.heapify(self._waiting)
             return None
-        self._mean_hold_s += SMOOTHING * (now_s - sequence.start_s - self._mean_hold_s)
+        self._note_hold(now_s - sequence.start_s)
         row, sequence.row = sequence.row, -1
         if sequence in self.reading:
             self.reading.remove(sequence)
@@ -165,6 +180,24 @@ class Scheduler:
         if not keeps:
             self.prefixes.forget(source)
         return Move(source, row, keeps)
+
+    def _is_gathering(self) -> bool:
+        """Whether free slots are left free for this step, so that more prompts can be read together.
+
+        Only while more wait than there are free slots: then it is not the first of them that decides how long the last
+        waits, but how much is done in all. A run costs about one reading of the weights, whoever is in it, and so does
+        a decode step, of which a free slot wastes its share. Slots are filled once those that are free have wasted as
+        much as a run of their own costs, or once what could be read fills a chunk.
+        """
+        free = self.slots - len(self.running)
+        if self.reading or not self.running or not 0 < free < len(self._waiting):
+            self._idle_steps = 0
+            return False
+        self._idle_steps += free
+        is_enough = self._idle_steps >= self.slots or len(self._waiting[0][2].prompt) * (free + 1) > self._chunk_tokens
+        if is_enough:
+            self._idle_steps = 0
+        return not is_enough
 
     def _next_run(self, left: int, *, is_first: bool) -> PromptRun | None:
         """The rest of a long prompt, or those whose turn it is; None where nothing fits into what is left."""
@@ -224,6 +257,9 @@ class Scheduler:
 
     def _end_of_piece(self, sequence: Sequence) -> int:
         return min(sequence.read + self._chunk_tokens, len(sequence.prompt))
+
+    def _note_hold(self, hold_s: float) -> None:
+        self._mean_hold_s += (SMOOTHING if self._mean_hold_s else 1) * (hold_s - self._mean_hold_s)
 
     def _wait_s(self) -> float:
         """When about half of those that wait will have had their turn."""

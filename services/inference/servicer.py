@@ -164,6 +164,7 @@ async def _running(
     loaded: LoadedModel, request: Request, context: Context, *, is_streaming: bool
 ) -> AsyncIterator[list[Sequence]]:
     """The request's sequences in the engine; whoever leaves before their end takes them out of it."""
+    loaded.engine.require_room()
     parameters_given = request.parameters
     prompt = await _beside(len(request.prompt), loaded.prompt, request)
     loaded.check(prompt, parameters_given)

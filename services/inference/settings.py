@@ -21,6 +21,9 @@ class InferenceSettings(ProgramSettings):
     """Most sequences that run at the same time, for each served model."""
     waiting_limit: int = 256
     """Most sequences that wait for a slot, for each served model; more are refused."""
+    wait_limit_s: float = 5.0
+    """The longest that a sequence should wait for a slot, in seconds: by how long slots are held, fewer may wait than
+    `waiting_limit` says, but always as many as there are slots."""
     context_limit: int = 8192
     """Most tokens of prompt and completion together, even where a model could take more."""
     cache_limit_bytes: int = 2 << 30
@@ -81,6 +84,8 @@ class InferenceSettings(ProgramSettings):
                 raise SettingsError(f"{name} {value} is not between 1 and {most}")
         if not 0 <= self.batch_delay_us <= 10_000_000:
             raise SettingsError(f"batch_delay_us {self.batch_delay_us} is not between 0 and 10000000")
+        if not 0 < self.wait_limit_s <= 86_400:
+            raise SettingsError(f"wait_limit_s {self.wait_limit_s} is not between 0 and 86400")
         if self.memory_limit_bytes < 0 or self.keep_alive_s < 0 or not 0 < self.load_patience_s <= 3600:
             raise SettingsError(
                 f"memory_limit_bytes {self.memory_limit_bytes} and keep_alive_s {self.keep_alive_s} are 0 or more, "

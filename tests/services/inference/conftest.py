@@ -119,7 +119,7 @@ async def load():
     loaded = []
 
     async def loading(directory, version="models/poet/versions/1", precision=Precision.PRECISION_FP32, **settings):
-        settings = {"slots": 4, "chunk_tokens": 16, "threads": 1, **settings}
+        settings = {"slots": 4, "chunk_tokens": 16, "threads": 1, "wait_limit_s": 3600, **settings}
         logger = logging.getLogger("octavo.test")
         loader = Loader(InferenceSettings(port=0, **settings), asyncio.get_running_loop(), logger)
         model = await asyncio.to_thread(loader.load, directory, Key(version, precision))
@@ -194,6 +194,10 @@ def registry_service(data_dir, port=0):
     return registry.assemble(settings, Telemetry.create("registry", ProcessMetrics()))
 
 
+PATIENT = {"drain_s": 5, "wait_limit_s": 3600}
+"""For machines that stand still at times."""
+
+
 @asynccontextmanager
 async def opened(data_dir, **changes):
     async with AsyncExitStack() as stack:
@@ -203,7 +207,7 @@ async def opened(data_dir, **changes):
             port=0,
             data_dir=data_dir,
             registry=addresses["registry"],
-            **{"slots": 4, "chunk_tokens": 16, "threads": 1, "waiting_limit": 64, "drain_s": 5, **changes},
+            **PATIENT | {"slots": 4, "chunk_tokens": 16, "threads": 1, "waiting_limit": 64, **changes},
         )
         metrics = ProcessMetrics()
         service = inference.assemble(settings, Telemetry.create("inference", metrics))

@@ -75,6 +75,7 @@ async def test_each_engine_has_a_courier_of_its_own(bundles):
         ("max_message_bytes", 1 << 31),
         ("slots", 0),
         ("waiting_limit", -1),
+        ("wait_limit_s", 0),
         ("threads", -1),
         ("chunk_tokens", 1 << 20),
     ],

@@ -10,6 +10,7 @@ from services.inference.prefixes import LEAST
 from services.inference.scheduler import AGEING_S, CHUNKS_AT_ONCE, Scheduler
 
 SLOTS, LIMIT, CHUNK = 4, 6, 48
+PATIENCE_S = 1000.0
 
 
 class Stub:
@@ -34,7 +35,7 @@ class Rows:
     """The rows of a cache as the scheduler's runs, copies and moves change them, and what must always hold."""
 
     def __init__(self, slots=SLOTS):
-        self.scheduler = Scheduler(slots=slots, waiting_limit=LIMIT, chunk_tokens=CHUNK)
+        self.scheduler = Scheduler(slots=slots, waiting_limit=LIMIT, wait_limit_s=PATIENCE_S, chunk_tokens=CHUNK)
         self.cache = np.full((slots, 64), -1, np.int64)
         self.runs = []
         self.starts = []
@@ -217,15 +218,87 @@ def test_a_short_prompt_is_not_filled_up_to_a_much_longer_one():
 
 
 def test_a_full_queue_says_when_to_come_back_by_how_long_slots_are_held():
-    scheduler = Scheduler(slots=1, waiting_limit=1, chunk_tokens=CHUNK)
+    scheduler = Scheduler(slots=1, waiting_limit=1, wait_limit_s=PATIENCE_S, chunk_tokens=CHUNK)
     scheduler.add(Stub(0, [1]))
     with pytest.raises(ResourceExhausted) as caught:
         scheduler.add(Stub(1, [1]))
     assert 0.05 <= caught.value.retry_after_s <= 60
 
 
+def test_no_more_may_wait_than_have_their_turn_in_time():
+    scheduler = Scheduler(slots=2, waiting_limit=9, wait_limit_s=10, chunk_tokens=CHUNK)
+    scheduler.add(slow := distinct(0, 8))
+    for run in scheduler.runs():
+        scheduler.promote(*run.sequences)
+    scheduler.remove(slow, slow.start_s + 5)  # two slots, held for 5 s each: four have their turn within 10 s
+    for number in range(4):
+        scheduler.add(distinct(number, 8))
+    with pytest.raises(ResourceExhausted) as caught:
+        scheduler.require_room()
+    assert (caught.value.metadata["waiting"], caught.value.retry_after_s) == ("4", 5)
+
+
+def test_as_many_as_there_are_slots_may_wait_however_long_these_are_held():
+    scheduler = Scheduler(slots=2, waiting_limit=9, wait_limit_s=10, chunk_tokens=CHUNK)
+    scheduler.add(slow := distinct(0, 8))
+    for run in scheduler.runs():
+        scheduler.promote(*run.sequences)
+    scheduler.remove(slow, slow.start_s + 3600)
+    for number in range(2):
+        scheduler.add(distinct(number, 8))
+    with pytest.raises(ResourceExhausted):
+        scheduler.add(distinct(2, 8))
+
+
+def crowded(length):
+    """All four slots taken, and as many prompts of that length waiting."""
+    rows = Rows()
+    for number in range(SLOTS):
+        rows.add(distinct(number, 1))
+    rows.read()
+    for number in range(SLOTS):
+        rows.add(distinct(SLOTS + number, length))
+    rows.runs.clear()
+    return rows
+
+
+def test_while_more_wait_than_slots_are_free_prompts_are_read_together():
+    rows = crowded(length=5)
+    for ends, read in ((1, []), (1, []), (0, [2])):  # one, then two slots free: as many as a step of all four
+        for sequence in rows.scheduler.running[:ends]:
+            rows.remove(sequence)
+        rows.read()
+        assert [len(run.sequences) for run in rows.runs] == read
+
+
+def test_a_single_free_slot_is_not_left_free_for_long():
+    rows = crowded(length=5)
+    rows.remove(rows.scheduler.running[0])
+    steps = 1
+    while not rows.runs:
+        rows.read()
+        steps += 1
+    assert steps == SLOTS + 1
+
+
+def test_nobody_waits_for_company_where_all_that_wait_find_a_slot():
+    rows = crowded(length=5)
+    for sequence in list(rows.scheduler)[2 * SLOTS - 3 :]:
+        rows.remove(sequence)
+    rows.remove(rows.scheduler.running[0])
+    rows.read()
+    assert [len(run.sequences) for run in rows.runs] == [1]
+
+
+def test_long_prompts_that_would_be_read_alone_do_not_wait_for_company():
+    rows = crowded(length=CHUNK // 2 + 1)
+    rows.remove(rows.scheduler.running[0])
+    rows.read()
+    assert [len(run.sequences) for run in rows.runs] == [1]
+
+
 def test_the_longest_wait_is_that_of_the_first_to_come_of_those_that_wait():
-    scheduler = Scheduler(slots=1, waiting_limit=9, chunk_tokens=8)
+    scheduler = Scheduler(slots=1, waiting_limit=9, wait_limit_s=PATIENCE_S, chunk_tokens=8)
     assert scheduler.longest_wait_s() is None
     for number, waited_s in enumerate((300, 100, 200)):
         sequence = Stub(number, [number] * 4)

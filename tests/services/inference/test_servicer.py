@@ -1,5 +1,6 @@
 import asyncio
 import re
+from contextlib import suppress
 
 import pytest
 import pytest_asyncio
@@ -9,6 +10,7 @@ from octavo.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
 )
 from octavo.v1.errors_pb2 import Reason
 from octavo.v1.inference_pb2 import (
@@ -289,6 +291,28 @@ async def test_cancelling_a_completion_frees_its_slot(poet):
     with pytest.raises(asyncio.CancelledError):
         await call
     await emptied(poet)
+
+
+async def test_a_full_queue_refuses_before_it_looks_at_a_prompt(open_suite, bundles, tmp_path):
+    async with open_suite(tmp_path, slots=1, waiting_limit=1) as suite:
+        await suite.deploy(await suite.publish(bundles()))
+
+        async def insist():
+            while True:
+                with suppress(ResourceExhausted):
+                    await suite.inference.Generate(GenerateRequest(**asked(ignore_eos=True)))
+
+        crowd = [asyncio.create_task(insist()) for _ in range(4)]
+        too_long = GenerateRequest(**(asked() | {"prompt": "A" * 1000}))
+        error = None
+        async with asyncio.timeout(20):
+            while not isinstance(error, ResourceExhausted):
+                with pytest.raises((ResourceExhausted, InvalidArgument)) as caught:
+                    await suite.inference.Generate(too_long)
+                error = caught.value
+        for caller in crowd:
+            caller.cancel()
+        assert error.retry_after_s > 0
 
 
 async def test_a_deadline_is_honoured(poet):

@@ -50,7 +50,7 @@ async def completions(model, bench, count=24):
     """Tokens and log-probabilities of requests that begin alike and come a few at a time, through an engine."""
     engine = Engine(
         session=bench.session,
-        scheduler=Scheduler(slots=6, waiting_limit=64, chunk_tokens=16),
+        scheduler=Scheduler(slots=6, waiting_limit=64, wait_limit_s=60, chunk_tokens=16),
         sampler=bench.sampler,
         courier=Courier(asyncio.get_running_loop()),
         messages_per_s=500,
