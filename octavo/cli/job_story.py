@@ -120,7 +120,7 @@ class JobStory:
         del checkpoint  # counted by the job, not shown
 
     def _tell_command_applied(self, applied: pb.CommandApplied) -> None:
-        command = (applied.command.WhichOneof("command") or "command").replace("_", " ")
+        command = (applied.command.WhichOneof("command") or "command").replace("live", "live settings")
         self.notes.append(f"{command} applied at step {applied.step}")
 
     def _tell_output(self, output: pb.JobOutput) -> None:

@@ -3,10 +3,12 @@
 from typing import Annotated
 
 import typer
+from google.protobuf import json_format
 from rich.text import Text
 
-from octavo.cli import chart, follow, options, paging, screen, short_names, wording
-from octavo.cli.job_story import phase_word, state_word, subject
+from octavo.cli import chart, follow, job_changes, options, paging, screen, short_names, wording
+from octavo.cli.job_changes import Name, tell
+from octavo.cli.job_story import phase_word, subject
 from octavo.cli.job_view import CHART_ROWS, state_text
 from octavo.cli.options import AsJson, Limit, Yes
 from octavo.cli.plan_view import plan_view
@@ -14,7 +16,8 @@ from octavo.v1 import trainer_pb2 as pb
 
 app = typer.Typer(no_args_is_help=True, help="Any long work: training and the rest, each job with one life cycle.")
 
-Name = Annotated[str, typer.Argument(help="`j-…` or `jobs/j-…`.", metavar="JOB")]
+app.command()(job_changes.update)
+app.command()(job_changes.fork)
 
 
 @app.command("list")
@@ -103,7 +106,7 @@ def cancel(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
     Example: `octavo jobs cancel j-1`
     """
     with options.connected(context) as client:
-        _tell(client.trainer.CancelJob(pb.CancelJobRequest(name=short_names.job(name))), as_json=as_json)
+        tell(client.trainer.CancelJob(pb.CancelJobRequest(name=short_names.job(name))), as_json=as_json)
 
 
 @app.command()
@@ -113,7 +116,7 @@ def pause(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
     Example: `octavo jobs pause j-1`
     """
     with options.connected(context) as client:
-        _tell(client.trainer.PauseJob(pb.PauseJobRequest(name=short_names.job(name))), as_json=as_json)
+        tell(client.trainer.PauseJob(pb.PauseJobRequest(name=short_names.job(name))), as_json=as_json)
 
 
 @app.command()
@@ -123,7 +126,7 @@ def resume(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
     Example: `octavo jobs resume j-1`
     """
     with options.connected(context) as client:
-        _tell(client.trainer.ResumeJob(pb.ResumeJobRequest(name=short_names.job(name))), as_json=as_json)
+        tell(client.trainer.ResumeJob(pb.ResumeJobRequest(name=short_names.job(name))), as_json=as_json)
 
 
 @app.command()
@@ -138,30 +141,6 @@ def checkpoint(context: typer.Context, name: Name, as_json: AsJson = False) -> N
         screen.print_json(saved)
     else:
         screen.stdout().print(f"checkpoint at step {saved.step}, {wording.size(saved.size_bytes)}, {saved.digest}")
-
-
-@app.command()
-def update(
-    context: typer.Context,
-    name: Name,
-    *,
-    priority: Annotated[int | None, typer.Option(min=-100, max=100, help="Higher runs first.")] = None,
-    title: Annotated[str | None, typer.Option(help="What to call it, for people.")] = None,
-    learning_rate_scale: Annotated[float | None, typer.Option(min=0, help="Times the plan's own, from now on.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Changes the priority or title of a job, or the learning rate of a running one.
-
-    Example: `octavo jobs update j-1 --learning-rate-scale 0.5`
-    """
-    if priority is None and title is None and learning_rate_scale is None:
-        raise typer.BadParameter("say what to change: --priority, --title or --learning-rate-scale")
-    job = pb.Job(name=short_names.job(name), priority=priority or 0, display_name=title or "")
-    request = pb.UpdateJobRequest(job=job, learning_rate_scale=learning_rate_scale)
-    request.update_mask.paths.extend(["priority"] if priority is not None else [])
-    request.update_mask.paths.extend(["display_name"] if title is not None else [])
-    with options.connected(context) as client:
-        _tell(client.trainer.UpdateJob(request), as_json=as_json)
 
 
 @app.command()
@@ -215,6 +194,7 @@ def _facts(job: pb.Job) -> list[tuple[str, screen.Cell]]:
         ("job", Text(job.name, style="bold")),
         ("what", job.display_name or subject(job)),
         ("state", state_text(job.state)),
+        ("why", job.state_message),
         ("phase", phase_word(progress.phase) if job.state == pb.JOB_STATE_RUNNING else ""),
         ("progress", f"{progress.fraction:.0%}, step {progress.step:,} of {progress.total_steps or '?'}"),
         ("left", wording.lasting(eta_s) if eta_s else ""),
@@ -224,19 +204,19 @@ def _facts(job: pb.Job) -> list[tuple[str, screen.Cell]]:
         ),
         ("attempts", str(job.attempt_count) if job.attempt_count > 1 else ""),
         ("made", ", ".join(job.outputs)),
+        ("ended", progress.stop.message),
+        ("live", _live(job.live)),
         ("error", Text(job.error.message, style="red")),
         ("created", wording.ago(job.create_time)),
     ]
+
+
+def _live(live: pb.LiveSettings) -> str:
+    """Live settings as they would be asked for."""
+    return json_format.MessageToJson(live, preserving_proto_field_name=True, indent=None) if live.ListFields() else ""
 
 
 def _curves(response: pb.ListMetricsResponse) -> list[chart.Curve]:
     losses = [(float(metric.step), metric.loss) for metric in response.metrics]
     validation = [(float(evaluation.step), evaluation.validation_loss) for evaluation in response.evaluations]
     return [chart.Curve(losses, "cyan"), chart.Curve(validation, "bold yellow", is_connected=False)]
-
-
-def _tell(job: pb.Job, *, as_json: bool) -> None:
-    if as_json:
-        screen.print_json(job)
-    else:
-        screen.stdout().print(f"{job.name} is {state_word(job.state)}")

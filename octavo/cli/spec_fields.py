@@ -21,14 +21,17 @@ _WHOLE |= {FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64}
 _REAL = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
 
 
-def apply(message: Message, settings: Sequence[str]) -> None:
-    """Sets each `key=value`. Raises typer.BadParameter that says what would be right."""
+def apply(message: Message, settings: Sequence[str]) -> list[str]:
+    """Sets each `key=value`; returns their paths. Raises typer.BadParameter that says what would be right."""
+    touched = []
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
             raise typer.BadParameter(f"--set {setting}: write KEY=VALUE, such as --set dropout=0.1")
         path = _find(message.DESCRIPTOR, key.strip())
         _set(message, path, value.strip())
+        touched.append(dotted(path))
+    return touched
 
 
 def paths(descriptor: Any, above: Path = ()) -> Iterator[Path]:

@@ -143,6 +143,66 @@ MODEL_FAMILY_QWEN3: ModelFamily.ValueType  # 3
 """LLAMA with normalized queries and keys; trains fastest."""
 Global___ModelFamily: _TypeAlias = ModelFamily  # noqa: Y015
 
+class _StoppingMetric:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StoppingMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StoppingMetric.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STOPPING_METRIC_UNSPECIFIED: _StoppingMetric.ValueType  # 0
+    """VALIDATION_LOSS."""
+    STOPPING_METRIC_VALIDATION_LOSS: _StoppingMetric.ValueType  # 1
+    """Validation loss, nats per token."""
+    STOPPING_METRIC_BITS_PER_BYTE: _StoppingMetric.ValueType  # 2
+    """Bits per byte of the validation text."""
+    STOPPING_METRIC_TRAINING_LOSS: _StoppingMetric.ValueType  # 3
+    """Mean loss of the training batches since the evaluation before, nats per token."""
+    STOPPING_METRIC_ACCURACY: _StoppingMetric.ValueType  # 4
+    """Share of validation tokens predicted right, 0 to 1; rises."""
+
+class StoppingMetric(_StoppingMetric, metaclass=_StoppingMetricEnumTypeWrapper):
+    """What early stopping watches, at each evaluation."""
+
+STOPPING_METRIC_UNSPECIFIED: StoppingMetric.ValueType  # 0
+"""VALIDATION_LOSS."""
+STOPPING_METRIC_VALIDATION_LOSS: StoppingMetric.ValueType  # 1
+"""Validation loss, nats per token."""
+STOPPING_METRIC_BITS_PER_BYTE: StoppingMetric.ValueType  # 2
+"""Bits per byte of the validation text."""
+STOPPING_METRIC_TRAINING_LOSS: StoppingMetric.ValueType  # 3
+"""Mean loss of the training batches since the evaluation before, nats per token."""
+STOPPING_METRIC_ACCURACY: StoppingMetric.ValueType  # 4
+"""Share of validation tokens predicted right, 0 to 1; rises."""
+Global___StoppingMetric: _TypeAlias = StoppingMetric  # noqa: Y015
+
+class _TrainingStopReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrainingStopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrainingStopReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRAINING_STOP_REASON_UNSPECIFIED: _TrainingStopReason.ValueType  # 0
+    """Nothing did."""
+    TRAINING_STOP_REASON_TARGET_LOSS: _TrainingStopReason.ValueType  # 1
+    """An evaluation reached target_loss."""
+    TRAINING_STOP_REASON_EARLY_STOPPING: _TrainingStopReason.ValueType  # 2
+    """Evaluations no longer improved."""
+    TRAINING_STOP_REASON_ASKED: _TrainingStopReason.ValueType  # 3
+    """UpdateJob asked for it."""
+
+class TrainingStopReason(_TrainingStopReason, metaclass=_TrainingStopReasonEnumTypeWrapper):
+    """What ended training before its last planned step."""
+
+TRAINING_STOP_REASON_UNSPECIFIED: TrainingStopReason.ValueType  # 0
+"""Nothing did."""
+TRAINING_STOP_REASON_TARGET_LOSS: TrainingStopReason.ValueType  # 1
+"""An evaluation reached target_loss."""
+TRAINING_STOP_REASON_EARLY_STOPPING: TrainingStopReason.ValueType  # 2
+"""Evaluations no longer improved."""
+TRAINING_STOP_REASON_ASKED: TrainingStopReason.ValueType  # 3
+"""UpdateJob asked for it."""
+Global___TrainingStopReason: _TypeAlias = TrainingStopReason  # noqa: Y015
+
 class _TokenizerKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -459,6 +519,11 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    MAX_RESTARTS_FIELD_NUMBER: _builtins.int
+    STATE_MESSAGE_FIELD_NUMBER: _builtins.int
+    RUNNING_DURATION_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
     CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`jobs/{job}`; the id matches ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$."""
@@ -480,6 +545,14 @@ class Job(_message.Message):
     """The step of the parent's checkpoint from which a fork went on."""
     etag: _builtins.str
     """Changes when display name, labels, priority or state change; send it back to change only what you saw."""
+    max_restarts: _builtins.int
+    """How often a lost worker is started again without progress in between before the job fails, 0 to 1000; unset means
+    what the trainer is set to.
+    """
+    state_message: _builtins.str
+    """Why the job is in its state, for people: what a QUEUED one waits for, why a PAUSED one stopped and what makes it
+    go on, how one ended.
+    """
     configuration_id: _builtins.str
     """Of the plan with which the job was accepted: the same for all train jobs of one configuration, whatever their
     names and seeds. Empty for other kinds.
@@ -542,7 +615,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Why the job FAILED and what to do about it; unset otherwise."""
+        """Why the job FAILED, or is PAUSED without being asked to, and what to do about it; unset otherwise."""
 
     @_builtins.property
     def environment(self) -> Global___EnvironmentFingerprint:
@@ -563,6 +636,22 @@ class Job(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When the newest event was written or a field was changed."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Longest time that workers may be at it, all attempts together and waiting not counted, 1 s to 31 days. A job that
+        exceeds it saves a checkpoint and fails with DEADLINE_EXCEEDED. Unset means no limit.
+        """
+
+    @_builtins.property
+    def running_duration(self) -> _duration_pb2.Duration:
+        """How long workers have been at it, all attempts together."""
+
+    @_builtins.property
+    def live(self) -> Global___LiveSettings:
+        """What differs from the plan of a train job from its next step boundary on; UpdateJob changes it by paths such as
+        `live.weight_decay`. As asked last; the job's events say from which step on each is in force.
+        """
 
     def __init__(
         self,
@@ -597,17 +686,104 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        max_restarts: _builtins.int | None = ...,
+        state_message: _builtins.str = ...,
+        running_duration: _duration_pb2.Duration | None = ...,
+        live: Global___LiveSettings | None = ...,
         configuration_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["best_evaluation", b"best_evaluation", "create_time", b"create_time", "end_time", b"end_time", "environment", b"environment", "error", b"error", "evaluate", b"evaluate", "export", b"export", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "plan", b"plan", "progress", b"progress", "publish", b"publish", "spec", b"spec", "start_time", b"start_time", "synthesize", b"synthesize", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "best_evaluation", b"best_evaluation", "create_time", b"create_time", "end_time", b"end_time", "environment", b"environment", "error", b"error", "evaluate", b"evaluate", "export", b"export", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "live", b"live", "max_restarts", b"max_restarts", "plan", b"plan", "progress", b"progress", "publish", b"publish", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "best_evaluation", b"best_evaluation", "configuration_id", b"configuration_id", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "environment", b"environment", "error", b"error", "etag", b"etag", "evaluate", b"evaluate", "export", b"export", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "name", b"name", "outputs", b"outputs", "parent_job", b"parent_job", "parent_step", b"parent_step", "plan", b"plan", "priority", b"priority", "progress", b"progress", "publish", b"publish", "queue_position", b"queue_position", "spec", b"spec", "start_time", b"start_time", "state", b"state", "synthesize", b"synthesize", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "attempt_count", b"attempt_count", "best_evaluation", b"best_evaluation", "configuration_id", b"configuration_id", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "environment", b"environment", "error", b"error", "etag", b"etag", "evaluate", b"evaluate", "export", b"export", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "live", b"live", "max_restarts", b"max_restarts", "name", b"name", "outputs", b"outputs", "parent_job", b"parent_job", "parent_step", b"parent_step", "plan", b"plan", "priority", b"priority", "progress", b"progress", "publish", b"publish", "queue_position", b"queue_position", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
+    _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
     _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["train", "evaluate", "export", "tune", "synthesize", "publish"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_restarts) -> _WhichOneofReturnType__max_restarts | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class LiveSettings(_message.Message):
+    """What can be changed of a train job while it runs. What is unset is as planned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEARNING_RATE_SCALE_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    EVALUATION_INTERVAL_STEPS_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    TARGET_LOSS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
+    learning_rate_scale: _builtins.float
+    """Times the plan's own learning rates, above 0 and at most 100; 0.5 halves them."""
+    weight_decay: _builtins.float
+    """Decoupled weight decay, 0 to 100."""
+    evaluation_interval_steps: _builtins.int
+    """Steps between evaluations; 0 means only at the end."""
+    target_loss: _builtins.float
+    """Stop at this validation loss, nats per token; 0 means at none."""
+    steps: _builtins.int
+    """Optimizer steps in all, at least 1: the schedule stretches to them. Steps that are done already end training."""
+    finish: _builtins.bool
+    """End training at the next step boundary; then evaluate, prove and register as after the last step."""
+    @_builtins.property
+    def sample(self) -> Global___SampleSpec:
+        """What is sampled with each evaluation."""
+
+    @_builtins.property
+    def early_stopping(self) -> Global___EarlyStopping:
+        """When to stop for want of improvement; a patience of 0 means never."""
+
+    def __init__(
+        self,
+        *,
+        learning_rate_scale: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        evaluation_interval_steps: _builtins.int | None = ...,
+        sample: Global___SampleSpec | None = ...,
+        early_stopping: Global___EarlyStopping | None = ...,
+        target_loss: _builtins.float | None = ...,
+        steps: _builtins.int | None = ...,
+        finish: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluation_interval_steps", b"_evaluation_interval_steps", "_finish", b"_finish", "_learning_rate_scale", b"_learning_rate_scale", "_steps", b"_steps", "_target_loss", b"_target_loss", "_weight_decay", b"_weight_decay", "early_stopping", b"early_stopping", "evaluation_interval_steps", b"evaluation_interval_steps", "finish", b"finish", "learning_rate_scale", b"learning_rate_scale", "sample", b"sample", "steps", b"steps", "target_loss", b"target_loss", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluation_interval_steps", b"_evaluation_interval_steps", "_finish", b"_finish", "_learning_rate_scale", b"_learning_rate_scale", "_steps", b"_steps", "_target_loss", b"_target_loss", "_weight_decay", b"_weight_decay", "early_stopping", b"early_stopping", "evaluation_interval_steps", b"evaluation_interval_steps", "finish", b"finish", "learning_rate_scale", b"learning_rate_scale", "sample", b"sample", "steps", b"steps", "target_loss", b"target_loss", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__evaluation_interval_steps: _TypeAlias = _typing.Literal["evaluation_interval_steps"]  # noqa: Y015
+    _WhichOneofArgType__evaluation_interval_steps: _TypeAlias = _typing.Literal["_evaluation_interval_steps", b"_evaluation_interval_steps"]  # noqa: Y015
+    _WhichOneofReturnType__finish: _TypeAlias = _typing.Literal["finish"]  # noqa: Y015
+    _WhichOneofArgType__finish: _TypeAlias = _typing.Literal["_finish", b"_finish"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate_scale: _TypeAlias = _typing.Literal["learning_rate_scale"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate_scale: _TypeAlias = _typing.Literal["_learning_rate_scale", b"_learning_rate_scale"]  # noqa: Y015
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    _WhichOneofReturnType__target_loss: _TypeAlias = _typing.Literal["target_loss"]  # noqa: Y015
+    _WhichOneofArgType__target_loss: _TypeAlias = _typing.Literal["_target_loss", b"_target_loss"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__evaluation_interval_steps) -> _WhichOneofReturnType__evaluation_interval_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__finish) -> _WhichOneofReturnType__finish | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate_scale) -> _WhichOneofReturnType__learning_rate_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_loss) -> _WhichOneofReturnType__target_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___LiveSettings: _TypeAlias = LiveSettings  # noqa: Y015
 
 @_typing.final
 class TrainSpec(_message.Message):
@@ -645,6 +821,7 @@ class TrainSpec(_message.Message):
     BASE_VERSION_FIELD_NUMBER: _builtins.int
     LORA_FIELD_NUMBER: _builtins.int
     EXPORT_PRECISIONS_FIELD_NUMBER: _builtins.int
+    TARGET_LOSS_FIELD_NUMBER: _builtins.int
     PRICE_PER_HOUR_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
@@ -676,13 +853,17 @@ class TrainSpec(_message.Message):
     threads: _builtins.int
     """CPU threads of the worker; unset means those of the machine, shared among the workers that may run at once."""
     device: _builtins.str
-    """`cpu`, `cuda` or `cuda:1`; empty means cuda where there is one."""
+    """`cpu`, `cuda` or `cuda:1`; empty means cuda where there is one. A job on the CPU takes one of the trainer's places
+    there, one on a CUDA device the whole device: a job whose place is taken waits for it.
+    """
     precision: Global___TrainingPrecision.ValueType
     """Arithmetic of the forward and backward pass; unspecified means bf16 where the processor has it, else fp32."""
     ema_decay: _builtins.float
     """Decay per step of the averaged weights that are evaluated and exported; 0 means no averaging."""
     base_version: _builtins.str
     """`models/poet/versions/3` or `models/poet@champion`: fine-tune this version. Empty: from scratch."""
+    target_loss: _builtins.float
+    """Stop, with success, at the first evaluation whose validation loss is at most this, nats per token; 0 means at none."""
     price_per_hour: _builtins.float
     """What an hour of the machine costs, in a currency of your own; from it a plan estimates the cost of the job. Unset
     means the trainer's `price_per_hour`.
@@ -768,12 +949,13 @@ class TrainSpec(_message.Message):
         base_version: _builtins.str = ...,
         lora: Global___LoraSpec | None = ...,
         export_precisions: _abc.Iterable[_builtins.str] | None = ...,
+        target_loss: _builtins.float | None = ...,
         price_per_hour: _builtins.float | None = ...,
         data: Global___DataSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_target_loss", b"_target_loss", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "target_loss", b"target_loss", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_target_loss", b"_target_loss", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "target_loss", b"target_loss", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -791,6 +973,8 @@ class TrainSpec(_message.Message):
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__size: _TypeAlias = _typing.Literal["size"]  # noqa: Y015
     _WhichOneofArgType__size: _TypeAlias = _typing.Literal["_size", b"_size"]  # noqa: Y015
+    _WhichOneofReturnType__target_loss: _TypeAlias = _typing.Literal["target_loss"]  # noqa: Y015
+    _WhichOneofArgType__target_loss: _TypeAlias = _typing.Literal["_target_loss", b"_target_loss"]  # noqa: Y015
     _WhichOneofReturnType__threads: _TypeAlias = _typing.Literal["threads"]  # noqa: Y015
     _WhichOneofArgType__threads: _TypeAlias = _typing.Literal["_threads", b"_threads"]  # noqa: Y015
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
@@ -813,6 +997,8 @@ class TrainSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__size) -> _WhichOneofReturnType__size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_loss) -> _WhichOneofReturnType__target_loss | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threads) -> _WhichOneofReturnType__threads | None: ...
     @_typing.overload
@@ -1188,22 +1374,30 @@ class SampleSpec(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """What the sample goes on from; empty means the beginning of the validation part. At most 10,000 characters."""
+    """What the sample goes on from; empty means the beginning of the validation part. At most 10,000 characters. The
+    same as the only one of `prompts`.
+    """
     length: _builtins.int
     """Tokens to sample; 0 means no samples, unset means 200."""
     temperature: _builtins.float
     """0 means the likeliest token each time; unset means 0.8."""
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Several to go on from, each sampled with every evaluation; at most 16, and `prompt` empty."""
+
     def __init__(
         self,
         *,
         prompt: _builtins.str = ...,
         length: _builtins.int | None = ...,
         temperature: _builtins.float | None = ...,
+        prompts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_length", b"_length", "_temperature", b"_temperature", "length", b"length", "temperature", b"temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length", b"_length", "_temperature", b"_temperature", "length", b"length", "prompt", b"prompt", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length", b"_length", "_temperature", b"_temperature", "length", b"length", "prompt", b"prompt", "prompts", b"prompts", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__length: _TypeAlias = _typing.Literal["length"]  # noqa: Y015
     _WhichOneofArgType__length: _TypeAlias = _typing.Literal["_length", b"_length"]  # noqa: Y015
@@ -1218,25 +1412,29 @@ Global___SampleSpec: _TypeAlias = SampleSpec  # noqa: Y015
 
 @_typing.final
 class EarlyStopping(_message.Message):
-    """Stop when validation no longer improves."""
+    """Stop when evaluations no longer improve."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PATIENCE_FIELD_NUMBER: _builtins.int
     MIN_DELTA_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
     patience: _builtins.int
     """Evaluations without improvement before the job stops; at least 1."""
     min_delta: _builtins.float
-    """Least fall of the validation loss that counts as improvement, nats per token."""
+    """Least change for the better that counts as improvement, in the unit of the metric."""
+    metric: Global___StoppingMetric.ValueType
+    """What is watched; unspecified means VALIDATION_LOSS."""
     def __init__(
         self,
         *,
         patience: _builtins.int = ...,
         min_delta: _builtins.float = ...,
+        metric: Global___StoppingMetric.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_delta", b"min_delta", "patience", b"patience"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric", "min_delta", b"min_delta", "patience", b"patience"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1851,6 +2049,7 @@ class JobProgress(_message.Message):
     ETA_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
     phase: Global___JobPhase.ValueType
     """What it is doing."""
     step: _builtins.int
@@ -1867,6 +2066,10 @@ class JobProgress(_message.Message):
     def eta(self) -> _duration_pb2.Duration:
         """Expected time to the end; unset while unknown."""
 
+    @_builtins.property
+    def stop(self) -> Global___TrainingStop:
+        """Why training ended before its last planned step; unset while it goes on and when it did not."""
+
     def __init__(
         self,
         *,
@@ -1877,14 +2080,49 @@ class JobProgress(_message.Message):
         eta: _duration_pb2.Duration | None = ...,
         tokens: _builtins.int = ...,
         message: _builtins.str = ...,
+        stop: Global___TrainingStop | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "fraction", b"fraction", "message", b"message", "phase", b"phase", "step", b"step", "tokens", b"tokens", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "fraction", b"fraction", "message", b"message", "phase", b"phase", "step", b"step", "stop", b"stop", "tokens", b"tokens", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobProgress: _TypeAlias = JobProgress  # noqa: Y015
+
+@_typing.final
+class TrainingStop(_message.Message):
+    """An end of training before the last planned step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    PLANNED_STEPS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: Global___TrainingStopReason.ValueType
+    """What ended it."""
+    step: _builtins.int
+    """Optimizer steps done."""
+    planned_steps: _builtins.int
+    """Optimizer steps that were planned."""
+    message: _builtins.str
+    """For people, with the figures, such as `validation loss 1.4981 is at most 1.5`."""
+    def __init__(
+        self,
+        *,
+        reason: Global___TrainingStopReason.ValueType = ...,
+        step: _builtins.int = ...,
+        planned_steps: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "planned_steps", b"planned_steps", "reason", b"reason", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingStop: _TypeAlias = TrainingStop  # noqa: Y015
 
 @_typing.final
 class TrainingMetric(_message.Message):
@@ -2258,7 +2496,7 @@ class StateChange(_message.Message):
     """For people."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Why FAILED, and what to do; unset otherwise."""
+        """Why FAILED, or PAUSED without being asked to, and what to do; unset otherwise."""
 
     def __init__(
         self,
@@ -2394,7 +2632,7 @@ class JobCommand(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     PAUSE_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
-    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 1, without gaps."""
     @_builtins.property
@@ -2414,8 +2652,8 @@ class JobCommand(_message.Message):
         """Save a checkpoint."""
 
     @_builtins.property
-    def learning_rate(self) -> Global___LearningRateCommand:
-        """Scale the learning rates from here on."""
+    def live(self) -> Global___LiveSettings:
+        """The live settings from here on, all of them: those of an earlier command count no more."""
 
     def __init__(
         self,
@@ -2425,13 +2663,13 @@ class JobCommand(_message.Message):
         cancel: Global___CancelCommand | None = ...,
         pause: Global___PauseCommand | None = ...,
         checkpoint: Global___CheckpointCommand | None = ...,
-        learning_rate: Global___LearningRateCommand | None = ...,
+        live: Global___LiveSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "checkpoint", b"checkpoint", "command", b"command", "create_time", b"create_time", "learning_rate", b"learning_rate", "pause", b"pause"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "checkpoint", b"checkpoint", "command", b"command", "create_time", b"create_time", "live", b"live", "pause", b"pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "checkpoint", b"checkpoint", "command", b"command", "create_time", b"create_time", "learning_rate", b"learning_rate", "pause", b"pause", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "checkpoint", b"checkpoint", "command", b"command", "create_time", b"create_time", "live", b"live", "pause", b"pause", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["cancel", "pause", "checkpoint", "learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["cancel", "pause", "checkpoint", "live"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -2487,28 +2725,6 @@ class CheckpointCommand(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckpointCommand: _TypeAlias = CheckpointCommand  # noqa: Y015
-
-@_typing.final
-class LearningRateCommand(_message.Message):
-    """Scale the learning rates of the schedule from here on."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SCALE_FIELD_NUMBER: _builtins.int
-    scale: _builtins.float
-    """Above 0; 1 is the plan's own schedule."""
-    def __init__(
-        self,
-        *,
-        scale: _builtins.float = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scale", b"scale"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___LearningRateCommand: _TypeAlias = LearningRateCommand  # noqa: Y015
 
 @_typing.final
 class CommandApplied(_message.Message):
@@ -3291,31 +3507,28 @@ class UpdateJobRequest(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
-    LEARNING_RATE_SCALE_FIELD_NUMBER: _builtins.int
-    learning_rate_scale: _builtins.float
-    """Scale the learning rates of a running train job from its next step on; above 0, 1 is the plan's own schedule."""
     @_builtins.property
     def job(self) -> Global___Job:
         """The job with its new values; a set etag must be the job's own."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Among `display_name`, `labels`, `priority`; absent means all that are set."""
+        """Among `display_name`, `labels`, `priority`, `timeout`, `max_restarts`, `live` and its fields, such as
+        `live.weight_decay`; absent means all that are set. A path whose field is unset puts it back: to no limit, or to the
+        plan.
+        """
 
     def __init__(
         self,
         *,
         job: Global___Job | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
-        learning_rate_scale: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate_scale", b"_learning_rate_scale", "job", b"job", "learning_rate_scale", b"learning_rate_scale", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate_scale", b"_learning_rate_scale", "job", b"job", "learning_rate_scale", b"learning_rate_scale", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__learning_rate_scale: _TypeAlias = _typing.Literal["learning_rate_scale"]  # noqa: Y015
-    _WhichOneofArgType__learning_rate_scale: _TypeAlias = _typing.Literal["_learning_rate_scale", b"_learning_rate_scale"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate_scale) -> _WhichOneofReturnType__learning_rate_scale | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateJobRequest: _TypeAlias = UpdateJobRequest  # noqa: Y015
 

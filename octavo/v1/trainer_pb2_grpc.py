@@ -176,8 +176,10 @@ class TrainerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateJob(self, request, context):
-        """Changes the display name, labels or priority of a job, or the learning rate of a running one (as a live command,
-        applied at a step boundary and kept in the job's events, so that a resumed run repeats it at the same step).
+        """Changes what people decide about a job: display name, labels, priority, timeout, restarts; and, of a train job
+        that has not ended, its live settings: learning rate, weight decay, evaluation interval, samples and when to stop.
+        Those are durable once answered, take effect at a step boundary and are kept in the job's events, so that a resumed
+        run repeats them at the same step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

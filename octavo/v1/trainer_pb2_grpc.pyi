@@ -49,8 +49,10 @@ class TrainerStub:
     ListJobs: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListJobsRequest, _trainer_pb2.ListJobsResponse]
     """Lists jobs, newest first."""
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.UpdateJobRequest, _trainer_pb2.Job]
-    """Changes the display name, labels or priority of a job, or the learning rate of a running one (as a live command,
-    applied at a step boundary and kept in the job's events, so that a resumed run repeats it at the same step).
+    """Changes what people decide about a job: display name, labels, priority, timeout, restarts; and, of a train job
+    that has not ended, its live settings: learning rate, weight decay, evaluation interval, samples and when to stop.
+    Those are durable once answered, take effect at a step boundary and are kept in the job's events, so that a resumed
+    run repeats them at the same step.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _trainer_pb2.Job]
     """Ends a job for good. A running job stops at its next step boundary and keeps its last checkpoint; cancelling a
@@ -110,8 +112,10 @@ class TrainerAsyncStub(TrainerStub):
     ListJobs: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListJobsRequest, _trainer_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first."""
     UpdateJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.UpdateJobRequest, _trainer_pb2.Job]  # type: ignore[assignment]
-    """Changes the display name, labels or priority of a job, or the learning rate of a running one (as a live command,
-    applied at a step boundary and kept in the job's events, so that a resumed run repeats it at the same step).
+    """Changes what people decide about a job: display name, labels, priority, timeout, restarts; and, of a train job
+    that has not ended, its live settings: learning rate, weight decay, evaluation interval, samples and when to stop.
+    Those are durable once answered, take effect at a step boundary and are kept in the job's events, so that a resumed
+    run repeats them at the same step.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _trainer_pb2.Job]  # type: ignore[assignment]
     """Ends a job for good. A running job stops at its next step boundary and keeps its last checkpoint; cancelling a
@@ -204,8 +208,10 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.UpdateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.Job, _abc.Awaitable[_trainer_pb2.Job]]:
-        """Changes the display name, labels or priority of a job, or the learning rate of a running one (as a live command,
-        applied at a step boundary and kept in the job's events, so that a resumed run repeats it at the same step).
+        """Changes what people decide about a job: display name, labels, priority, timeout, restarts; and, of a train job
+        that has not ended, its live settings: learning rate, weight decay, evaluation interval, samples and when to stop.
+        Those are durable once answered, take effect at a step boundary and are kept in the job's events, so that a resumed
+        run repeats them at the same step.
         """
 
     @_abc_1.abstractmethod

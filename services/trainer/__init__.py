@@ -12,13 +12,14 @@ from octavo.client import AsyncClient
 from octavo.serving import Service, Telemetry
 from octavo.v1.trainer_pb2_grpc import add_TrainerServicer_to_server
 from services.trainer.executor import ROOT
+from services.trainer.guard import Limits
 from services.trainer.job_directory import Launch
 from services.trainer.job_metrics import JobCollector
 from services.trainer.jobs import JobStore
 from services.trainer.planner import Planner
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import Settings
-from services.trainer.supervisor import Limits, Supervisor
+from services.trainer.supervisor import Supervisor
 
 __all__ = ["Settings", "assemble"]
 

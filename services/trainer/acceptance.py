@@ -10,23 +10,25 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from octavo.errors import InvalidArgument, Unimplemented
 from octavo.formats.bundle import EXPORTABLE, PRECISIONS
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
+from services.trainer import live_settings
+from services.trainer.spec_faults import early_stopping_faults, sample_faults
 
 MAX_DISPLAY_NAME: Final = 200
 MAX_LABELS: Final = 64
 MAX_LABEL: Final = 63
 MAX_PRIORITY: Final = 100
 MAX_ALIASES: Final = 16
-MAX_PROMPT: Final = 10_000
-MAX_LEARNING_RATE_SCALE: Final = 100.0
-_CHANGEABLE: Final = ("display_name", "labels", "priority")
+_CHANGEABLE: Final = ("display_name", "labels", "priority", "timeout", "max_restarts", "live")
+MAX_RESTARTS: Final = 1000
 # A month: longer work should be several jobs.
-MAX_TIME_BUDGET_S: Final = 31 * 86_400
+MAX_TIME_S: Final = 31 * 86_400
 
 ID: Final = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
 # The kinds of jobs that can be run.
@@ -72,25 +74,30 @@ def check_ids(job_id: str, request_id: str) -> None:
 
 
 def job_change(request: pb.UpdateJobRequest) -> Callable[[pb.Job], None]:
-    """What an update does to a job; InvalidArgument with all faults."""
+    """What an update does to a job; InvalidArgument with all faults, those of live settings once they are merged."""
     asked = request.job
-    set_fields = [field for field in _CHANGEABLE if getattr(asked, field)]
-    paths = list(request.update_mask.paths) or set_fields
+    paths = list(request.update_mask.paths) or _set_paths(asked)
     wrong = _job_faults(asked)
     for index, path in enumerate(paths):
-        if path not in _CHANGEABLE:
+        is_field = FieldMask(paths=[path]).IsValidForDescriptor(pb.Job.DESCRIPTOR)
+        if path.partition(".")[0] not in _CHANGEABLE or not is_field:
             wrong[f"update_mask.paths[{index}]"] = f"{path[:90]!r} cannot be changed; {', '.join(_CHANGEABLE)} can"
-    if request.HasField("learning_rate_scale") and not 0 < request.learning_rate_scale <= MAX_LEARNING_RATE_SCALE:
-        wrong["learning_rate_scale"] = (
-            f"{request.learning_rate_scale:g} is not above 0 and at most {MAX_LEARNING_RATE_SCALE:g}; 0.5 halves them"
-        )
     if wrong:
         raise InvalidArgument.fields(wrong)
 
     def change(job: pb.Job) -> None:
         FieldMask(paths=paths).MergeMessage(asked, job, replace_message_field=True, replace_repeated_field=True)
+        faults = live_settings.faults(job.live)
+        if faults:
+            raise InvalidArgument.fields({f"job.live.{field}": fault for field, fault in faults.items()})
 
     return change
+
+
+def _set_paths(asked: pb.Job) -> list[str]:
+    """The paths of what is set and can be changed; live settings one by one."""
+    fields = [field.name for field, _ in asked.ListFields() if field.name in _CHANGEABLE and field.name != "live"]
+    return fields + [f"live.{field.name}" for field, _ in asked.live.ListFields()]
 
 
 def accepted_job(request: pb.CreateJobRequest) -> pb.Job:
@@ -114,6 +121,10 @@ def new_id() -> str:
 def _decided(asked: pb.Job) -> pb.Job:
     """What the creator of a job decides of it."""
     job = pb.Job(display_name=asked.display_name, labels=asked.labels, priority=asked.priority)
+    if asked.HasField("timeout"):
+        job.timeout.CopyFrom(asked.timeout)
+    if asked.HasField("max_restarts"):
+        job.max_restarts = asked.max_restarts
     if asked.HasField("export"):
         job.export.CopyFrom(asked.export)
     else:
@@ -127,6 +138,10 @@ def _job_faults(job: pb.Job) -> dict[str, str]:
         wrong["job.display_name"] = f"has {len(job.display_name)} characters; at most {MAX_DISPLAY_NAME}"
     if abs(job.priority) > MAX_PRIORITY:
         wrong["job.priority"] = f"{job.priority} is out of range; -{MAX_PRIORITY} to {MAX_PRIORITY}"
+    if job.HasField("timeout") and (fault := _time_fault(job.timeout)):
+        wrong["job.timeout"] = fault
+    if job.HasField("max_restarts") and not 0 <= job.max_restarts <= MAX_RESTARTS:
+        wrong["job.max_restarts"] = f"{job.max_restarts} is out of range; 0 to {MAX_RESTARTS}"
     if len(job.labels) > MAX_LABELS:
         wrong["job.labels"] = f"has {len(job.labels)} labels; at most {MAX_LABELS}"
     for key, value in job.labels.items():
@@ -168,17 +183,22 @@ def _train_faults(spec: pb.TrainSpec) -> dict[str, str]:
     wrong = _name_faults(spec, "dataset", "model", "deployment", required=("dataset", "model"))
     wrong |= _alias_faults(spec.aliases)
     wrong |= _precision_faults("export_precisions", spec.export_precisions, PRECISIONS)
-    if len(spec.sample.prompt) > MAX_PROMPT:
-        wrong["sample.prompt"] = f"has {len(spec.sample.prompt)} characters; at most {MAX_PROMPT}"
-    if spec.HasField("time_budget"):
-        budget_s = spec.time_budget.ToNanoseconds() / 1e9
-        if not 1 <= budget_s <= MAX_TIME_BUDGET_S:
-            wrong["time_budget"] = f"{budget_s:g} s is out of range; 1 s to 31 days"
+    wrong |= {f"sample.{field}": fault for field, fault in sample_faults(spec.sample).items()}
+    if spec.HasField("early_stopping"):
+        stopping = early_stopping_faults(spec.early_stopping)
+        wrong |= {f"early_stopping.{field}": fault for field, fault in stopping.items()}
+    if spec.HasField("time_budget") and (fault := _time_fault(spec.time_budget)):
+        wrong["time_budget"] = fault
     if spec.HasField("steps") and spec.steps < 1:
         wrong["steps"] = f"{spec.steps} steps train nothing; at least 1, or leave it out to have it derived"
     if spec.checkpoints.HasField("keep_latest") and spec.checkpoints.keep_latest < 2:
         wrong["checkpoints.keep_latest"] = "must be at least 2: the older is the fallback when the newest is damaged"
     return wrong
+
+
+def _time_fault(duration: Duration) -> str | None:
+    seconds = duration.ToNanoseconds() / 1e9
+    return None if 1 <= seconds <= MAX_TIME_S else f"{seconds:g} s is out of range; 1 s to 31 days"
 
 
 def _name_faults(spec: pb.TrainSpec | pb.ExportSpec, *fields: str, required: Sequence[str]) -> dict[str, str]:
@@ -219,7 +239,6 @@ def _refuse_unsupported(spec: pb.TrainSpec) -> None:
     unsupported = {
         "base_version": bool(spec.base_version),
         "lora": spec.HasField("lora"),
-        "early_stopping": spec.HasField("early_stopping"),
     }
     for field, is_set in unsupported.items():
         if is_set:

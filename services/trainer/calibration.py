@@ -33,16 +33,16 @@ class Pace:
     look_s: float
 
     @classmethod
-    def measure(cls, training: Training, prompt: list[int]) -> Self:
+    def measure(cls, training: Training, prompts: list[list[int]]) -> Self:
         """Measured on a run that is thrown away afterwards."""
         step_s = training.measure_step_s()
         evaluation_s = training.evaluate(0).duration.ToNanoseconds() / 1e9
         sample = training.spec.sample
         start = time.perf_counter()
         if sample.length:
-            training.sample(prompt, max_tokens=_TRIED_TOKENS, temperature=sample.temperature, seed=0)
+            training.sample(prompts[0], max_tokens=_TRIED_TOKENS, temperature=sample.temperature, seed=0)
         token_s = (time.perf_counter() - start) / _TRIED_TOKENS
-        return cls(step_s=step_s, look_s=evaluation_s + token_s * sample.length)
+        return cls(step_s=step_s, look_s=evaluation_s + token_s * sample.length * len(prompts))
 
 
 def budgeted_plan(spec: pb.TrainSpec, facts: TextFacts, machine: Machine, pace: Pace) -> pb.Plan:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from bisect import insort
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from octavo.v1 import trainer_pb2 as pb
+from services.trainer import live_settings
 from services.trainer.commands import CommandReader
 from services.trainer.events import EventLog
 from services.trainer.history import applied_commands
@@ -27,30 +28,32 @@ class Leaving(Exception):
 
 
 class Control:
-    """Commands to one worker. `past` are the job's events so far."""
+    """Commands to one worker. `past` are the job's events so far, `live` the settings it was accepted with."""
 
-    def __init__(self, directory: Path, log: EventLog, past: Iterable[pb.JobEvent]) -> None:
+    def __init__(
+        self, directory: Path, log: EventLog, past: Sequence[pb.JobEvent], live: pb.LiveSettings | None = None
+    ) -> None:
         self._commands = CommandReader(directory)
         self._log = log
-        self._waiting: list[pb.JobCommand] = []
         self._terminated = threading.Event()
-        self._repeats: dict[int, list[pb.JobCommand]] = defaultdict(list)
         applied = applied_commands(past)
         self._applied = set(applied)
+        # By the step after which they are in force and the order in which they were asked for.
+        self._live = [(0, 0, live or pb.LiveSettings())]
         for one in applied.values():
-            if one.command.HasField("learning_rate"):
-                self._repeats[one.step].append(one.command)
+            if one.command.HasField("live"):
+                insort(self._live, (one.step, one.command.sequence, one.command.live), key=_place)
+        # Steps that were done without a command are never repeated with it.
+        self._done = max((event.metric.step for event in past if event.HasField("metric")), default=0)
 
     def hear_signals(self) -> None:
         """Take SIGTERM and SIGINT as a wish to leave at the next boundary, with a checkpoint."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._terminated.set())
 
-    def learning_rate_scale(self, step: int) -> float:
-        """The scale in force after `step` steps according to the commands applied before."""
-        applied = sorted((at, command.sequence, command) for at, rest in self._repeats.items() for command in rest)
-        scales = [command.learning_rate.scale for at, _, command in applied if at <= step]
-        return scales[-1] if scales else 1.0
+    def live(self, step: int) -> pb.LiveSettings:
+        """The settings in force after `step` steps according to the commands applied before."""
+        return next(live for at, _, live in reversed(self._live) if at <= step)
 
     def heed(self, step: int, save: Callable[[], None] | None = None) -> None:
         """Apply what came in; `save` writes a checkpoint, None where there is nothing to save.
@@ -77,6 +80,16 @@ class Control:
 
     def _note(self, command: pb.JobCommand, step: int) -> None:
         self._applied.add(command.sequence)
-        if command.HasField("learning_rate"):
-            self._repeats[step].append(command)
-        self._log.append(pb.JobEvent(command_applied=pb.CommandApplied(command=command, step=step)))
+        if not command.HasField("live"):
+            self._log.append(pb.JobEvent(command_applied=pb.CommandApplied(command=command, step=step)))
+            return
+        at = max(step, self._done)
+        before = self._live[-1][2]
+        insort(self._live, (at, command.sequence, command.live), key=_place)
+        self._log.append(pb.JobEvent(command_applied=pb.CommandApplied(command=command, step=at)))
+        changes = live_settings.difference(before, command.live)
+        self._log.log(pb.LOG_SEVERITY_INFO, f"from step {at + 1} on: {changes}", at)
+
+
+def _place(entry: tuple[int, int, pb.LiveSettings]) -> tuple[int, int]:
+    return entry[:2]

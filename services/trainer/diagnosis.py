@@ -135,7 +135,7 @@ def _plateau(evaluations: Sequence[pb.Evaluation]) -> Iterator[Finding]:
         yield (
             pb.DIAGNOSIS_VERDICT_PLATEAU,
             f"the best validation loss went from {before:.4f} to {since:.4f} in the last {_PLATEAU_STEPS} steps",
-            "lower the learning rate (UpdateJob, learning_rate_scale 0.3), or stop",
+            "lower the learning rate (UpdateJob, live.learning_rate_scale 0.3), or stop",
         )
 
 

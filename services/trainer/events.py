@@ -21,6 +21,8 @@ SYNC_INTERVAL_S: Final = 0.2
 
 TERMINAL: Final = frozenset({pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 """The states that a job never leaves."""
+LIVING: Final = (pb.JOB_STATE_CREATED, pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING, pb.JOB_STATE_PAUSED)
+"""The others."""
 
 
 def now() -> Timestamp:

@@ -12,7 +12,10 @@ from octavo.errors import InvalidArgument, NotFound
 from octavo.formats.checkpoint import CheckpointFolder
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
+from services.trainer import live_settings
 from services.trainer.acceptance import new_id
+from services.trainer.events import EventReader
+from services.trainer.history import applied_commands
 from services.trainer.job_directory import JobDirectory
 from services.trainer.supervision import require_training
 
@@ -47,12 +50,22 @@ def forked_job(parent: pb.Job, request: pb.ForkJobRequest) -> tuple[pb.Job, byte
     return job, hashlib.sha256(decided.SerializeToString(deterministic=True)).digest()
 
 
+def inherited_settings(parent: JobDirectory, step: int, request: pb.ForkJobRequest) -> pb.LiveSettings:
+    """The parent's live settings in force after `step`, less those that the fork changes in its spec."""
+    applied = applied_commands(EventReader(parent.path).read_all()).values()
+    past = [(one.step, one.command.sequence, one.command.live) for one in applied if one.command.HasField("live")]
+    before = sorted((one for one in past if one[0] <= step), key=lambda one: one[:2])
+    live = before[-1][2] if before else parent.read_job().live
+    return live_settings.inherited(live, request.update_mask.paths)
+
+
 def check_steps(job: pb.Job) -> None:
     """InvalidArgument when the fork would have nothing to do."""
-    if job.plan.train.HasField("steps") and job.plan.train.steps <= job.parent_step:
+    planned = job.live.steps if job.live.HasField("steps") else job.plan.train.steps
+    if planned and planned <= job.parent_step:
         raise InvalidArgument.field(
             "train.steps",
-            f"{job.plan.train.steps} is reached by step {job.parent_step} of {job.parent_job}; ask for more",
+            f"{planned} is reached by step {job.parent_step} of {job.parent_job}; ask for more",
         )
 
 

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
 
-from octavo.errors import FailedPrecondition, InvalidArgument
 from octavo.formats.checkpoint import Checkpoint, CheckpointFolder
 from octavo.v1 import datasets_pb2
 from octavo.v1 import trainer_pb2 as pb
-from octavo.v1.errors_pb2 import Reason
 from services.trainer.calibration import Pace, budgeted_plan
 from services.trainer.corpus import Corpus, CorpusFacts, CorpusSpec
 from services.trainer.environment import fingerprint
@@ -23,11 +20,9 @@ from services.trainer.machine import Machine
 from services.trainer.plan import TextFacts, architecture_of, plan
 from services.trainer.publication import Release
 from services.trainer.release import Origin, make_release
+from services.trainer.sampling import Prompter, beginning
 from services.trainer.token_rows import Examples
 from services.trainer.training_phase import TrainingPhase
-
-# Where a sample begins when no prompt is given: enough of the validation text to give it a direction.
-_PROMPT_TOKENS: Final = 32
 
 
 class Pipeline:
@@ -48,11 +43,11 @@ class Pipeline:
         dataset = self._run.dataset(spec.dataset)
         corpus = self._prepare(spec, dataset)
         training, phase = self._training(corpus)
-        self._train(training, phase, start)
+        step = self._train(training, phase, start)
         origin = Origin(
             job=self._run.job.name, dataset=training.spec.dataset, blob=dataset.blob, environment=environment
         )
-        self._release(training, phase, corpus, origin)
+        self._release(training, phase, corpus, origin, step)
 
     def _prepare(self, spec: pb.TrainSpec, dataset: datasets_pb2.Dataset) -> Corpus:
         wanted = CorpusSpec(
@@ -93,8 +88,7 @@ class Pipeline:
         training = _new_training(fixed.train, corpus, self._run.warn if known is None else _say_nothing)
         phase = TrainingPhase(
             training,
-            tokenizer=corpus.tokenizer,
-            prompt=_prompt(fixed.train, corpus),
+            prompter=_prompter(corpus),
             folder=self._folder,
             log=self._run.log,
             control=self._run.control,
@@ -119,7 +113,9 @@ class Pipeline:
         self._run.say(pb.JOB_PHASE_CALIBRATE, "measuring how long a step takes")
         # Any number of steps will do: the duration of a step does not depend on it.
         provisional = plan(spec, facts, machine, step_s=1.0).train
-        pace = Pace.measure(_new_training(provisional, corpus, _say_nothing), _prompt(provisional, corpus))
+        pace = Pace.measure(
+            _new_training(provisional, corpus, _say_nothing), _prompter(corpus).prompts(provisional.sample)
+        )
         self._run.heed()
         fixed = budgeted_plan(spec, facts, machine, pace)
         self._run.log.log(
@@ -129,15 +125,18 @@ class Pipeline:
         )
         return fixed
 
-    def _train(self, training: Training, phase: TrainingPhase, start: Checkpoint | None) -> None:
+    def _train(self, training: Training, phase: TrainingPhase, start: Checkpoint | None) -> int:
+        """Returns the last step."""
         step = start.entry.step if start is not None else 0
         self._run.progress.begin_training(step, training.spec.steps, step * training.tokens_per_step)
-        phase.run(start, self._run.progress)
-        self._run.step = training.spec.steps
+        self._run.step = phase.run(start, self._run.progress)
+        return self._run.step
 
-    def _release(self, training: Training, phase: TrainingPhase, corpus: Corpus, origin: Origin) -> None:
+    def _release(
+        self, training: Training, phase: TrainingPhase, corpus: Corpus, origin: Origin, last_step: int
+    ) -> None:
         spec = training.spec
-        step = self._choose(training, phase)
+        step = self._choose(phase, last_step)
         release = Release.read(self._run.directory) or make_release(
             self._run,
             training,
@@ -153,11 +152,11 @@ class Pipeline:
             deployment=spec.deployment,
         )
 
-    def _choose(self, training: Training, phase: TrainingPhase) -> int:
+    def _choose(self, phase: TrainingPhase, last_step: int) -> int:
         """The step whose weights are released: the best evaluated one that is kept, usually the last."""
         best = phase.best
-        if best is None or best.step == training.spec.steps or best.step not in self._folder.steps():
-            return training.spec.steps
+        if best is None or best.step == last_step or best.step not in self._folder.steps():
+            return last_step
         phase.load(self._folder.read(best.step))
         self._run.log.log(
             pb.LOG_SEVERITY_INFO,
@@ -196,15 +195,7 @@ def _say_nothing(_: str) -> None:
     """What was said once need not be said again."""
 
 
-def _prompt(spec: pb.TrainSpec, corpus: Corpus) -> list[int]:
-    """Ids that samples begin with; found out before training whether the vocabulary has them."""
-    if not spec.sample.prompt:
-        # The whole prompt of a row, so that what follows is an answer; a text has none.
-        asked = int(corpus.rows[1].prompts[0]) if corpus.rows else 0
-        return [int(code) for code in corpus.validation[: asked or _PROMPT_TOKENS]]
-    try:
-        return corpus.tokenizer.encode(spec.sample.prompt)
-    except InvalidArgument as error:
-        raise FailedPrecondition(
-            Reason.REASON_UNKNOWN_SYMBOL, f"job.train.sample.prompt: {error.message}", violations=error.violations
-        ) from error
+def _prompter(corpus: Corpus) -> Prompter:
+    # The whole prompt of a row, so that what follows is an answer; a text has none.
+    asked = int(corpus.rows[1].prompts[0]) if corpus.rows else 0
+    return Prompter(corpus.tokenizer, beginning(corpus.validation, asked))

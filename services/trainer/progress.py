@@ -73,6 +73,16 @@ class ProgressReporter:
             self._progress.eta.FromNanoseconds(int(per_step_s * (total_steps - step) * 1e9))
         self._say()
 
+    def end_training(self, step: int, stop: pb.TrainingStop | None) -> None:
+        """Training is over, at `step`; `stop` says why where it had not come to its last one."""
+        tokens = self._progress.tokens
+        self._count(step, step, tokens)
+        if stop is not None:
+            self._progress.stop.CopyFrom(stop)
+            self._progress.message = f"training has ended: {stop.message}"
+        self._progress.ClearField("eta")
+        self._say()
+
     def _count(self, step: int, total_steps: int, tokens: int) -> None:
         begin, end = self._spans[pb.JOB_PHASE_TRAIN]
         self._progress.step, self._progress.total_steps, self._progress.tokens = step, total_steps, tokens

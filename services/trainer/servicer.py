@@ -77,8 +77,6 @@ class TrainerServicer(Base):
     async def UpdateJob(self, request: pb.UpdateJobRequest, context: Context) -> pb.Job:
         name = _name(request.job.name, "job.name")
         change = acceptance.job_change(request)
-        if request.HasField("learning_rate_scale"):
-            await asyncio.to_thread(self._supervisor.scale_learning_rate, name, request.learning_rate_scale)
         return self._decorated(await asyncio.to_thread(self._supervisor.update, name, request.job.etag, change))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
@@ -113,6 +111,8 @@ class TrainerServicer(Base):
         job, digest = fork.forked_job(parent, request)
         directory = self._supervisor.directory(parent.name)
         job.parent_step = await asyncio.to_thread(fork.choose_step, CheckpointFolder(directory.checkpoints), request)
+        live = await asyncio.to_thread(fork.inherited_settings, directory, job.parent_step, request)
+        job.live.CopyFrom(live)
         acceptance.check_job(job, request.job_id, request.request_id)
         await self._plan(job)
         fork.check_steps(job)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Final
 
 from google.protobuf.message import Message
 
@@ -43,6 +44,7 @@ _TRAIN: dict[str, Fault] = {
     "threads": _within(1, 1024, "leave it out to use those of the machine"),
     "ema_decay": _below_one("0 averages nothing, 0.99 the last hundred steps"),
     "steps": _within(1, 1 << 40, "leave it out to have it derived"),
+    "target_loss": _within(0, 100, "a loss in nats per token, such as 1.5; 0 stops at none"),
 }
 _OPTIMIZER: dict[str, Fault] = {
     "matrix_learning_rate": _within(0, 10, "0.02 is usual for Muon"),
@@ -67,6 +69,8 @@ _SAMPLE: dict[str, Fault] = {
     "length": _within(0, 10_000, "200 is usual, 0 samples nothing"),
     "temperature": _within(0, 100, "0 takes the likeliest token, 0.8 is usual"),
 }
+MAX_PROMPTS: Final = 16
+MAX_PROMPT: Final = 10_000
 _TOKENIZER: dict[str, Fault] = {"vocab_size": _within(256, 65_536, "1024 to 8192 suits small texts")}
 
 
@@ -77,15 +81,17 @@ def faults(spec: pb.TrainSpec) -> dict[str, str]:
         "optimizer.": (spec.optimizer, _OPTIMIZER),
         "schedule.": (spec.schedule, _SCHEDULE),
         "checkpoints.": (spec.checkpoints, _CHECKPOINTS),
-        "sample.": (spec.sample, _SAMPLE),
         "tokenizer.": (spec.tokenizer, _TOKENIZER),
     }
     wrong: dict[str, str] = {}
     for prefix, (message, checks) in groups.items():
         for field, check in checks.items():
-            fault = check(getattr(message, field)) if message.HasField(field) else None
-            if fault:
+            if fault := _set_fault(message, field, check):
                 wrong[prefix + field] = fault
+    wrong |= {f"sample.{field}": fault for field, fault in sample_faults(spec.sample).items()}
+    if spec.HasField("early_stopping"):
+        stopping = early_stopping_faults(spec.early_stopping)
+        wrong |= {f"early_stopping.{field}": fault for field, fault in stopping.items()}
     batch, micro = spec.batch_size, spec.microbatch_size
     if spec.HasField("batch_size") and spec.HasField("microbatch_size") and micro > 0 and batch % micro:
         divisors = [n for n in range(1, min(batch, 4096) + 1) if batch % n == 0]
@@ -94,6 +100,46 @@ def faults(spec: pb.TrainSpec) -> dict[str, str]:
     if spec.device and not _is_device(spec.device):
         wrong["device"] = f"{spec.device[:40]!r} is not a device; use cpu, cuda or cuda:1, or leave it out"
     return wrong
+
+
+def spec_fault(path: str, value: float) -> str | None:
+    """What is wrong with a number, by its path in a train spec."""
+    group, _, field = path.rpartition(".")
+    return (_OPTIMIZER if group == "optimizer" else _TRAIN)[field](value)
+
+
+def sample_faults(sample: pb.SampleSpec) -> dict[str, str]:
+    """What is wrong with what is sampled, by field."""
+    wrong = {field: fault for field, check in _SAMPLE.items() if (fault := _set_fault(sample, field, check))}
+    if len(sample.prompt) > MAX_PROMPT:
+        wrong["prompt"] = f"has {len(sample.prompt)} characters; at most {MAX_PROMPT}"
+    if sample.prompt and sample.prompts:
+        wrong["prompt"] = "excludes prompts; put it among them"
+    if len(sample.prompts) > MAX_PROMPTS:
+        wrong["prompts"] = f"has {len(sample.prompts)} prompts; at most {MAX_PROMPTS}"
+    for index, prompt in enumerate(sample.prompts):
+        if not 0 < len(prompt) <= MAX_PROMPT:
+            wrong[f"prompts[{index}]"] = f"has {len(prompt)} characters; 1 to {MAX_PROMPT}"
+        elif prompt in sample.prompts[:index]:
+            wrong[f"prompts[{index}]"] = "is there twice"
+    return wrong
+
+
+def early_stopping_faults(stopping: pb.EarlyStopping) -> dict[str, str]:
+    """What is wrong with when to stop, by field."""
+    wrong = {}
+    if not 1 <= stopping.patience <= 10_000:
+        wrong["patience"] = f"{stopping.patience} is not from 1 to 10000 evaluations; 3 is usual"
+    if not 0 <= stopping.min_delta <= 100:
+        wrong["min_delta"] = f"{stopping.min_delta:g} is not from 0 to 100; 0.001 is usual"
+    if stopping.metric not in pb.StoppingMetric.values():
+        known = ", ".join(pb.StoppingMetric.keys()[1:])
+        wrong["metric"] = f"{stopping.metric} is none that is known; {known} are"
+    return wrong
+
+
+def _set_fault(message: Message, field: str, check: Fault) -> str | None:
+    return check(getattr(message, field)) if message.HasField(field) else None
 
 
 def _is_device(name: str) -> bool:

@@ -117,7 +117,21 @@ def _accepted(row: pb.Job, directory: JobDirectory) -> pb.Job:
     job.display_name, job.priority = row.display_name, row.priority
     job.labels.clear()
     job.labels.update(row.labels)
+    for field in ("timeout", "max_restarts"):
+        job.ClearField(field)
+    if row.HasField("timeout"):
+        job.timeout.CopyFrom(row.timeout)
+    if row.HasField("max_restarts"):
+        job.max_restarts = row.max_restarts
+    told = [one.live for one in commands.CommandReader(directory.path).read() if one.HasField("live")]
+    if told:
+        job.live.CopyFrom(told[-1])
     return job
+
+
+def changed_while_living(before: pb.Job, after: pb.Job) -> bool:
+    """Whether something differs that only a job which has not ended can heed."""
+    return any(getattr(before, field) != getattr(after, field) for field in ("live", "timeout", "max_restarts"))
 
 
 def stop_workers(supervisions: Sequence[Supervision], grace_s: float) -> None:

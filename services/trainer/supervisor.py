@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -22,28 +20,22 @@ from google.protobuf.message import DecodeError
 from octavo.errors import FailedPrecondition
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
-from services.trainer.events import TERMINAL, now
+from services.trainer.events import LIVING, TERMINAL, now
 from services.trainer.executor import Executor, LocalProcesses
+from services.trainer.guard import Guard, Limits
 from services.trainer.job_directory import JobDirectory, Launch, claim
 from services.trainer.jobs import JobStore, check_etag
-from services.trainer.supervision import Supervision, queue_full, require_training, stop_workers, worker_lost
+from services.trainer.supervision import (
+    Supervision,
+    changed_while_living,
+    queue_full,
+    require_training,
+    stop_workers,
+)
 
 TICK_S: Final = 0.1
 # How far the row of a running job may lag behind its events: they are the truth, the row is a shortcut.
 SAVE_INTERVAL_S: Final = 2.0
-MAX_DELAY_S: Final = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much runs at once and how patient the supervisor is; the settings of the same names say it in full."""
-
-    max_running_jobs: int
-    max_queued_jobs: int
-    max_restarts: int
-    restart_delay_s: float
-    stop_grace_s: float
-    stop_workers: bool = False
 
 
 class Supervisor:
@@ -72,7 +64,7 @@ class Supervisor:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._instance: TextIO | None = None
-        self.loss_count = 0
+        self._guard = Guard(limits, logger, clock, refresh=self._refresh, start=self._start)
 
     def open(self) -> None:
         """Take hold of the data directory, find the jobs and workers that are there, and begin to tick."""
@@ -108,6 +100,11 @@ class Supervisor:
     def is_ticking(self) -> bool:
         """Whether the thread that supervises is alive."""
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def loss_count(self) -> int:
+        """How often a worker was lost since this process began."""
+        return self._guard.loss_count
 
     @property
     def max_running_jobs(self) -> int:
@@ -215,23 +212,27 @@ class Supervisor:
             return self.read(name)
 
     def update(self, name: str, expected_etag: str, change: Callable[[pb.Job], None]) -> pb.Job:
-        """Change what people decide about a job; Aborted when it is not as they saw it."""
+        """Change what people decide about a job; Aborted when it is not as they saw it.
+
+        FailedPrecondition when only a job that has not ended could still heed the change.
+        """
         with self._lock:
             job = self.read(name)
             check_etag(job, expected_etag)
+            changed = pb.Job()
+            changed.CopyFrom(job)
+            change(changed)
+            if changed_while_living(job, changed):
+                self._require(job, *LIVING, verb="given other settings")
+            if changed.live != job.live:
+                require_training(job, "it has no live settings")
+                # Worker and restarted supervisor know it from here; the row is only what people are shown.
+                self._living[name].add_command(pb.JobCommand(live=changed.live))
             target = self._living[name].job if name in self._living else job
             change(target)
             target.update_time.CopyFrom(now())
             self._store.update(target)
             return self.read(name)
-
-    def scale_learning_rate(self, name: str, scale: float) -> None:
-        """Tell a running worker to scale its learning rates from its next step on."""
-        with self._lock:
-            job = require_training(self.read(name), "it has no learning rate")
-            self._require(job, pb.JOB_STATE_RUNNING, verb="given another learning rate")
-            command = pb.JobCommand(learning_rate=pb.LearningRateCommand(scale=scale))
-            self._living[name].add_command(command)
 
     def request_checkpoint(self, name: str) -> int:
         """Ask a running worker for a checkpoint; returns the sequence number of the command."""
@@ -302,68 +303,11 @@ class Supervisor:
         with self._lock:
             for supervision in list(self._living.values()):
                 if supervision.job.state == pb.JOB_STATE_RUNNING:
-                    self._watch_over(supervision)
+                    self._guard.watch_over(supervision)
                 elif supervision.stop_at is not None and not supervision.is_alive():
                     # It paused before it saw that it was cancelled.
-                    self._end_by_command(supervision)
+                    self._guard.end_by_command(supervision)
             self._start_queued()
-
-    def _watch_over(self, supervision: Supervision) -> None:
-        if supervision.restart_at is not None:
-            if self._clock() >= supervision.restart_at:
-                supervision.restart_at = None
-                self._start(supervision)
-            return
-        # Look at the lock first: what a worker wrote before it died is then sure to be among its events.
-        is_alive = supervision.is_alive()
-        self._refresh(supervision)
-        if supervision.job.state != pb.JOB_STATE_RUNNING:
-            return
-        if not is_alive:
-            self._handle_loss(supervision)
-        elif supervision.stop_at is not None and self._clock() >= supervision.stop_at:
-            supervision.send(signal.SIGKILL)
-
-    def _handle_loss(self, supervision: Supervision) -> None:
-        """A worker died without an end of its job."""
-        if self._end_by_command(supervision):
-            return
-        self.loss_count += 1
-        losses = supervision.count_loss()
-        cause = supervision.death()
-        if losses > self._limits.max_restarts:
-            with supervision.writing() as log:
-                log.append(worker_lost(supervision.job, losses, cause, supervision.directory.worker_log))
-            self._refresh(supervision)
-            return
-        delay_s = min(MAX_DELAY_S, self._limits.restart_delay_s * 2 ** (losses - 1))
-        step = supervision.job.latest_checkpoint.step
-        with supervision.writing() as log:
-            log.log(
-                pb.LOG_SEVERITY_WARNING,
-                f"the worker was lost ({cause}); starting it again from step {step} in {delay_s:g} s",
-                supervision.job.progress.step,
-            )
-        self._logger.warning("a worker was lost", extra={"job": supervision.job.name, "cause": cause})
-        supervision.restart_at = self._clock() + delay_s
-
-    def _end_by_command(self, supervision: Supervision) -> bool:
-        """Apply what the worker did not live to apply; whether that ended or paused the job."""
-        pending = supervision.pending()
-        ends = [command for command in pending if command.HasField("cancel") or command.HasField("pause")]
-        if not ends:
-            return False
-        is_cancelled = any(command.HasField("cancel") for command in ends)
-        state = pb.JOB_STATE_CANCELLED if is_cancelled else pb.JOB_STATE_PAUSED
-        with supervision.writing() as log:
-            for command in ends:
-                applied = pb.CommandApplied(command=command, step=supervision.job.latest_checkpoint.step)
-                log.append(pb.JobEvent(command_applied=applied))
-            message = "no worker was at it any more; its last checkpoint is kept"
-            log.append(pb.JobEvent(state_change=pb.StateChange(state=state, message=message)))
-        supervision.stop_at = None
-        self._refresh(supervision)
-        return True
 
     def _start_queued(self) -> None:
         running = sum(one.job.state == pb.JOB_STATE_RUNNING for one in self._living.values())

@@ -17,13 +17,15 @@ import psutil
 import torch
 
 from octavo.formats.checkpoint import Checkpoint, CheckpointFolder
-from octavo.formats.tokenizer import Tokenizer
 from octavo.v1 import trainer_pb2 as pb
+from services.trainer import live_settings
 from services.trainer.control import Control
 from services.trainer.digests import history_after, history_of, state_digest
 from services.trainer.events import EventLog, now
 from services.trainer.loop import Training
 from services.trainer.progress import ProgressReporter
+from services.trainer.sampling import Prompter, sampling_seed
+from services.trainer.stopping import early_stop, farewell
 
 
 class TrainingPhase:
@@ -33,17 +35,17 @@ class TrainingPhase:
         self,
         training: Training,
         *,
-        tokenizer: Tokenizer,
-        prompt: list[int],
+        prompter: Prompter,
         folder: CheckpointFolder,
         log: EventLog,
         control: Control,
         past: Iterable[pb.JobEvent],
     ) -> None:
         self._training = training
-        self._spec = training.spec
-        self._tokenizer = tokenizer
-        self._prompt = prompt
+        self._planned = training.spec
+        self._prompter = prompter
+        self._prompts = prompter.prompts(training.spec.sample)
+        self._live = pb.LiveSettings()
         self._folder = folder
         self._log = log
         self._control = control
@@ -61,8 +63,11 @@ class TrainingPhase:
         """The evaluation that was made after `step`."""
         return self._past.evaluations[step]
 
-    def run(self, start: Checkpoint | None, progress: ProgressReporter) -> None:
-        """Train from `start` to the last step, which is evaluated and saved. Raises Leaving where it has to stop."""
+    def run(self, start: Checkpoint | None, progress: ProgressReporter) -> int:
+        """Train from `start` to the last step, which is evaluated and saved; returns it.
+
+        Raises Leaving where it has to stop.
+        """
         step = 0
         if start is not None:
             step = start.entry.step
@@ -70,12 +75,48 @@ class TrainingPhase:
         else:
             self._history = state_digest(self._training.state_dict())
         self._heed(step)
-        while step < self._spec.steps:
+        while not self._is_over(step):
             step += 1
             self._train(step)
             self._look(step)
             self._heed(step)
             progress.step(step, self._spec.steps, step * self._training.tokens_per_step)
+        self._conclude(step, progress)
+        return step
+
+    @property
+    def _spec(self) -> pb.TrainSpec:
+        """The spec in force."""
+        return self._training.spec
+
+    def _is_over(self, step: int) -> bool:
+        return step > 0 and (step >= self._spec.steps or self._early_stop(step) is not None)
+
+    def _early_stop(self, step: int) -> pb.TrainingStop | None:
+        return early_stop(step, self._spec, self._live, self._past.evaluations, self._planned.steps)
+
+    def _conclude(self, step: int, progress: ProgressReporter) -> None:
+        """The last step is evaluated, sampled and saved whatever the intervals, and an early end is explained."""
+        self._evaluate(step)
+        self._sample(step)
+        if step not in self._past.checkpoints or step not in self._folder.steps():
+            self.save(step)
+        stop = self._early_stop(step)
+        if stop is not None and not self._past.is_stopped:
+            self._log.log(pb.LOG_SEVERITY_INFO, farewell(stop, self._spec), step)
+        progress.end_training(step, stop)
+
+    def _adopt(self, live: pb.LiveSettings) -> None:
+        """Compute with other settings from here on."""
+        if live == self._live:
+            return
+        if live.sample != self._live.sample:
+            self._prompts, wrong = self._prompter.known_prompts(live_settings.in_force(self._planned, live).sample)
+            for fault in wrong:
+                self._log.log(pb.LOG_SEVERITY_WARNING, f"a prompt is left out: {fault}")
+        self._live = live
+        self._training.spec = live_settings.in_force(self._planned, live)
+        self._training.learning_rate_factor = live.learning_rate_scale if live.HasField("learning_rate_scale") else 1.0
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Take over the state of a checkpoint."""
@@ -85,7 +126,6 @@ class TrainingPhase:
         self._history = history_of(checkpoint.entry)
 
     def _train(self, step: int) -> None:
-        self._training.learning_rate_factor = self._control.learning_rate_scale(step - 1)
         metric = self._training.step(step)
         self._history = history_after(self._history, metric)
         known = self._past.losses.get(step)
@@ -104,23 +144,22 @@ class TrainingPhase:
 
     def _look(self, step: int) -> None:
         """Evaluate, sample and save where this step calls for it."""
-        is_last = step == self._spec.steps
         interval = self._spec.evaluation_interval_steps
         is_best = False
-        if is_last or (interval and step % interval == 0):
-            is_best = self._evaluate(step, interval)
+        if _is_multiple(step, interval):
+            is_best = self._evaluate(step)
             self._sample(step)
         policy = self._spec.checkpoints
         is_due = _is_multiple(step, policy.interval_steps) or _is_multiple(step, policy.milestone_interval_steps)
-        if is_last or is_due or (is_best and policy.keep_best):
+        if is_due or (is_best and policy.keep_best):
             self.save(step)
 
-    def _evaluate(self, step: int, interval: int) -> bool:
+    def _evaluate(self, step: int) -> bool:
         """Whether this is the best evaluation so far."""
         evaluation = self._past.evaluations.get(step)
         if evaluation is None:
             evaluation = self._training.evaluate(step)
-            since = (step - 1) // interval * interval if interval else 0
+            since = max((one for one in self._past.evaluations if one < step), default=0)
             losses = [self._past.losses[one] for one in range(since + 1, step + 1) if one in self._past.losses]
             evaluation.training_loss = math.fsum(losses) / max(1, len(losses))
             self._log.append(pb.JobEvent(evaluation=evaluation))
@@ -129,28 +168,30 @@ class TrainingPhase:
         return best is not None and best.step == step
 
     def _sample(self, step: int) -> None:
-        length = self._spec.sample.length
-        if not length or step in self._past.samples:
-            return
-        seed = int.from_bytes(hashlib.sha256(f"{self._spec.seed} {step}".encode()).digest()[:7])
-        ids = self._training.sample(
-            self._prompt,
-            max_tokens=length,
-            temperature=self._spec.sample.temperature,
-            seed=seed,
-            # A text has no end to learn; rows do.
-            end_id=self._tokenizer.end_id if self._spec.HasField("data") else None,
-        )
-        prompt, text = self._tokenizer.decode(self._prompt), self._tokenizer.decode(ids)
-        self._log.append(pb.JobEvent(sample=pb.SampleText(step=step, prompt=prompt, text=text)))
-        self._past.samples.add(step)
+        sample = self._spec.sample
+        # A text has no end to learn; rows do.
+        end_id = self._prompter.end_id if self._spec.HasField("data") else None
+        for ids in self._prompts if sample.length else ():
+            prompt = self._prompter.text(ids)
+            if (step, prompt) in self._past.samples:
+                continue
+            made = self._training.sample(
+                ids,
+                max_tokens=sample.length,
+                temperature=sample.temperature,
+                seed=sampling_seed(self._spec.seed, step),
+                end_id=end_id,
+            )
+            text = pb.SampleText(step=step, prompt=prompt, text=self._prompter.text(made))
+            self._log.append(pb.JobEvent(sample=text))
+            self._past.samples.add((step, prompt))
 
     def save(self, step: int) -> None:
         """Make the state after `step` durable, the events up to it first."""
         start = time.perf_counter()
         self._log.sync()
         tensors = {name: tensor.numpy() for name, tensor in self._training.state_dict().items()}
-        facts = {"specification": specification_digest(self._spec), "history": self._history}
+        facts = {"specification": specification_digest(self._planned), "history": self._history}
         entry = self._folder.write(step, tensors, facts)
         self._folder.retain(self._spec.checkpoints.keep_latest, self._kept_for_good())
         if step in self._past.checkpoints:
@@ -171,6 +212,7 @@ class TrainingPhase:
 
     def _heed(self, step: int) -> None:
         self._control.heed(step, lambda: self.save(step))
+        self._adopt(self._control.live(step))
 
     def _memory_bytes(self) -> int:
         if self._spec.device.startswith("cuda"):
@@ -184,8 +226,9 @@ class _Past:
     def __init__(self, events: Iterable[pb.JobEvent]) -> None:
         self.losses: dict[int, float] = {}
         self.evaluations: dict[int, pb.Evaluation] = {}
-        self.samples: set[int] = set()
+        self.samples: set[tuple[int, str]] = set()
         self.checkpoints: set[int] = set()
+        self.is_stopped = False
         for event in events:
             match event.WhichOneof("event"):
                 case "metric":
@@ -193,9 +236,11 @@ class _Past:
                 case "evaluation":
                     self.evaluations[event.evaluation.step] = event.evaluation
                 case "sample":
-                    self.samples.add(event.sample.step)
+                    self.samples.add((event.sample.step, event.sample.prompt))
                 case "checkpoint":
                     self.checkpoints.add(event.checkpoint.step)
+                case "progress":
+                    self.is_stopped |= event.progress.HasField("stop")
 
 
 def _is_multiple(step: int, interval: int) -> bool:

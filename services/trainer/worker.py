@@ -54,7 +54,7 @@ def work(directory: JobDirectory) -> int:
     attempt = job.attempt_count + 1
     with EventLog(directory.path, attempt) as log:
         try:
-            control = Control(directory.path, log, past)
+            control = Control(directory.path, log, past, directory.read_job().live)
             control.hear_signals()
             _run(directory, job, past, log, control)
             change = pb.StateChange(state=pb.JOB_STATE_SUCCEEDED, message="everything is registered")

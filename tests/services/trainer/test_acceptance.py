@@ -39,6 +39,11 @@ def test_a_dataset_and_a_model_are_enough():
         ({"aliases": ["good", "v3"]}, "job.train.aliases[1]"),
         ({"aliases": [f"a{number}" for number in range(17)]}, "job.train.aliases"),
         ({"sample": pb.SampleSpec(prompt="x" * 10_001)}, "job.train.sample.prompt"),
+        ({"sample": pb.SampleSpec(prompt="a", prompts=["b"])}, "job.train.sample.prompt"),
+        ({"sample": pb.SampleSpec(prompts=["b", ""])}, "job.train.sample.prompts[1]"),
+        ({"sample": pb.SampleSpec(prompts=["b", "b"])}, "job.train.sample.prompts[1]"),
+        ({"early_stopping": pb.EarlyStopping(patience=0)}, "job.train.early_stopping.patience"),
+        ({"early_stopping": pb.EarlyStopping(patience=2, min_delta=-1)}, "job.train.early_stopping.min_delta"),
         ({"time_budget": {"seconds": 0}}, "job.train.time_budget"),
         ({"time_budget": {"seconds": 10**9}}, "job.train.time_budget"),
         ({"steps": 0}, "job.train.steps"),
@@ -135,7 +140,6 @@ def test_an_export_is_taken_over_as_its_creator_decided():
     [
         {"base_version": "models/poet@champion"},
         {"lora": pb.LoraSpec(rank=8)},
-        {"early_stopping": pb.EarlyStopping(patience=2)},
     ],
 )
 def test_parts_of_a_spec_that_cannot_be_honoured_are_refused_rather_than_ignored(changes):

@@ -18,6 +18,7 @@ from services.trainer.control import Control, Leaving
 from services.trainer.events import EventLog, EventReader
 from services.trainer.loop import Training
 from services.trainer.progress import ProgressReporter
+from services.trainer.sampling import Prompter
 from services.trainer.training_phase import TrainingPhase
 
 TEXT = "a rose is a rose is a rose, said she; and so it is. " * 60
@@ -72,7 +73,7 @@ class Run:
         with EventLog(self.directory, attempt=1) as log:
             control = Lost(self.directory, log, past, after=lost_after)
             phase = TrainingPhase(
-                training, tokenizer=tokenizer, prompt=[1], folder=self.folder, log=log, control=control, past=past
+                training, prompter=Prompter(tokenizer, [1]), folder=self.folder, log=log, control=control, past=past
             )
             newest, _ = self.folder.read_newest()
             with contextlib.suppress(Leaving):

@@ -17,6 +17,10 @@ def directory_of(suite, name):
     return JobDirectory(suite.directory / "trainer" / name)
 
 
+def scaled(name, scale):
+    return pb.UpdateJobRequest(job=pb.Job(name=name, live=pb.LiveSettings(learning_rate_scale=scale)))
+
+
 async def test_a_fork_without_changes_ends_where_its_parent_did(suite):
     async with suite.trainer() as client:
         await suite.add_dataset(client)
@@ -63,10 +67,8 @@ async def test_a_live_learning_rate_is_applied_at_a_step_and_repeated_there_afte
         job = await suite.create(client, spec)
         await suite.reached(client, job.name, lambda event: event.metric.step == 20)
         await client.trainer.CheckpointJob(pb.CheckpointJobRequest(name=job.name))
-        await client.trainer.UpdateJob(pb.UpdateJobRequest(job=pb.Job(name=job.name), learning_rate_scale=0.5))
-        seen = await suite.reached(
-            client, job.name, lambda event: event.command_applied.command.HasField("learning_rate")
-        )
+        await client.trainer.UpdateJob(scaled(job.name, 0.5))
+        seen = await suite.reached(client, job.name, lambda event: event.command_applied.command.HasField("live"))
         at = seen[-1].command_applied.step
         seen = await suite.reached(client, job.name, lambda event: event.metric.step == at + 30)
         rates = {event.metric.step: event.metric.learning_rate for event in seen if event.HasField("metric")}
@@ -75,11 +77,11 @@ async def test_a_live_learning_rate_is_applied_at_a_step_and_repeated_there_afte
         seen = await suite.reached(client, job.name, lambda event: event.metric.step == at + 300)
         assert [event.attempt_start.step for event in seen if event.HasField("attempt_start")][1] < at
         assert not [event.log.message for event in seen if "does not compute" in event.log.message]
-        with pytest.raises(InvalidArgument):
-            await client.trainer.UpdateJob(pb.UpdateJobRequest(job=pb.Job(name=job.name), learning_rate_scale=0))
+        with pytest.raises(InvalidArgument, match="learning_rate_scale"):
+            await client.trainer.UpdateJob(scaled(job.name, 0))
         await client.trainer.CancelJob(pb.CancelJobRequest(name=job.name))
         with pytest.raises(FailedPrecondition):
-            await client.trainer.UpdateJob(pb.UpdateJobRequest(job=pb.Job(name=job.name), learning_rate_scale=2))
+            await client.trainer.UpdateJob(scaled(job.name, 2))
 
 
 async def test_what_people_decide_about_a_job_changes_by_mask_and_etag_and_is_kept(suite):

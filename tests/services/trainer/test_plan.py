@@ -36,6 +36,8 @@ OUTSIDE_THE_RECIPE = {
     "price_per_hour",
     "data",
     "prompt",
+    "prompts",
+    "target_loss",
 }
 
 

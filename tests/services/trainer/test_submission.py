@@ -6,9 +6,10 @@ import logging
 import pytest
 
 from octavo.v1 import trainer_pb2 as pb
+from services.trainer.guard import Limits
 from services.trainer.job_directory import JobDirectory, Launch
 from services.trainer.jobs import JobStore
-from services.trainer.supervisor import Limits, Supervisor
+from services.trainer.supervisor import Supervisor
 
 REQUEST = "0b9d5c1e-5a0e-4a51-8a3f-6f7b8f0c1d2e"
 
