@@ -123,6 +123,11 @@ class JobStory:
         command = (applied.command.WhichOneof("command") or "command").replace("live", "live settings")
         self.notes.append(f"{command} applied at step {applied.step}")
 
+    def _tell_recovery(self, recovery: pb.Recovery) -> None:
+        # A line of the log says it in words.
+        self.losses = [point for point in self.losses if point[0] <= recovery.step]
+        self.validation = [point for point in self.validation if point[0] <= recovery.step]
+
     def _tell_output(self, output: pb.JobOutput) -> None:
         self.outputs.append(output)
 

@@ -121,6 +121,13 @@ class CheckpointFolder:
             _remove(self._directory(step))
         return obsolete
 
+    def remove_after(self, step: int) -> list[int]:
+        """Remove the checkpoints of later steps; returns the steps removed."""
+        later = [one for one in self.steps() if one > step]
+        for one in later:
+            _remove(self._directory(one))
+        return later
+
     def _directory(self, step: int) -> Path:
         return self._path / f"step-{step:010d}"
 

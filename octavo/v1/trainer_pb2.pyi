@@ -383,6 +383,34 @@ PUBLISH_TARGET_HUGGING_FACE: PublishTarget.ValueType  # 3
 """A repository of the Hugging Face Hub."""
 Global___PublishTarget: _TypeAlias = PublishTarget  # noqa: Y015
 
+class _RecoveryCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RecoveryCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecoveryCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RECOVERY_CAUSE_UNSPECIFIED: _RecoveryCause.ValueType  # 0
+    """Never sent."""
+    RECOVERY_CAUSE_NOT_FINITE: _RecoveryCause.ValueType  # 1
+    """The loss or the gradient was NaN or infinite."""
+    RECOVERY_CAUSE_OUT_OF_MEMORY: _RecoveryCause.ValueType  # 2
+    """The allocator had no memory for it."""
+    RECOVERY_CAUSE_KILLED_FOR_MEMORY: _RecoveryCause.ValueType  # 3
+    """The kernel killed the worker for want of memory."""
+
+class RecoveryCause(_RecoveryCause, metaclass=_RecoveryCauseEnumTypeWrapper):
+    """Why a step could not be done."""
+
+RECOVERY_CAUSE_UNSPECIFIED: RecoveryCause.ValueType  # 0
+"""Never sent."""
+RECOVERY_CAUSE_NOT_FINITE: RecoveryCause.ValueType  # 1
+"""The loss or the gradient was NaN or infinite."""
+RECOVERY_CAUSE_OUT_OF_MEMORY: RecoveryCause.ValueType  # 2
+"""The allocator had no memory for it."""
+RECOVERY_CAUSE_KILLED_FOR_MEMORY: RecoveryCause.ValueType  # 3
+"""The kernel killed the worker for want of memory."""
+Global___RecoveryCause: _TypeAlias = RecoveryCause  # noqa: Y015
+
 class _LogSeverity:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -524,6 +552,7 @@ class Job(_message.Message):
     STATE_MESSAGE_FIELD_NUMBER: _builtins.int
     RUNNING_DURATION_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
+    RECOVERIES_FIELD_NUMBER: _builtins.int
     CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`jobs/{job}`; the id matches ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$."""
@@ -653,6 +682,10 @@ class Job(_message.Message):
         `live.weight_decay`. As asked last; the job's events say from which step on each is in force.
         """
 
+    @_builtins.property
+    def recoveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Recovery]:
+        """What the run changed by itself to go on, oldest first."""
+
     def __init__(
         self,
         *,
@@ -691,11 +724,12 @@ class Job(_message.Message):
         state_message: _builtins.str = ...,
         running_duration: _duration_pb2.Duration | None = ...,
         live: Global___LiveSettings | None = ...,
+        recoveries: _abc.Iterable[Global___Recovery] | None = ...,
         configuration_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "best_evaluation", b"best_evaluation", "create_time", b"create_time", "end_time", b"end_time", "environment", b"environment", "error", b"error", "evaluate", b"evaluate", "export", b"export", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "live", b"live", "max_restarts", b"max_restarts", "plan", b"plan", "progress", b"progress", "publish", b"publish", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "attempt_count", b"attempt_count", "best_evaluation", b"best_evaluation", "configuration_id", b"configuration_id", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "environment", b"environment", "error", b"error", "etag", b"etag", "evaluate", b"evaluate", "export", b"export", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "live", b"live", "max_restarts", b"max_restarts", "name", b"name", "outputs", b"outputs", "parent_job", b"parent_job", "parent_step", b"parent_step", "plan", b"plan", "priority", b"priority", "progress", b"progress", "publish", b"publish", "queue_position", b"queue_position", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "attempt_count", b"attempt_count", "best_evaluation", b"best_evaluation", "configuration_id", b"configuration_id", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "environment", b"environment", "error", b"error", "etag", b"etag", "evaluate", b"evaluate", "export", b"export", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "live", b"live", "max_restarts", b"max_restarts", "name", b"name", "outputs", b"outputs", "parent_job", b"parent_job", "parent_step", b"parent_step", "plan", b"plan", "priority", b"priority", "progress", b"progress", "publish", b"publish", "queue_position", b"queue_position", "recoveries", b"recoveries", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
@@ -822,6 +856,7 @@ class TrainSpec(_message.Message):
     LORA_FIELD_NUMBER: _builtins.int
     EXPORT_PRECISIONS_FIELD_NUMBER: _builtins.int
     TARGET_LOSS_FIELD_NUMBER: _builtins.int
+    RECOVERY_FIELD_NUMBER: _builtins.int
     PRICE_PER_HOUR_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
@@ -915,6 +950,10 @@ class TrainSpec(_message.Message):
         """
 
     @_builtins.property
+    def recovery(self) -> Global___RecoveryPolicy:
+        """What the run does by itself where a step cannot be done."""
+
+    @_builtins.property
     def data(self) -> Global___DataSpec:
         """How the rows of a JSONL or CSV dataset become examples. Not for plain text."""
 
@@ -950,12 +989,13 @@ class TrainSpec(_message.Message):
         lora: Global___LoraSpec | None = ...,
         export_precisions: _abc.Iterable[_builtins.str] | None = ...,
         target_loss: _builtins.float | None = ...,
+        recovery: Global___RecoveryPolicy | None = ...,
         price_per_hour: _builtins.float | None = ...,
         data: Global___DataSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_target_loss", b"_target_loss", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "target_loss", b"target_loss", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_target_loss", b"_target_loss", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "price_per_hour", b"price_per_hour", "recovery", b"recovery", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "target_loss", b"target_loss", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_target_loss", b"_target_loss", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "price_per_hour", b"price_per_hour", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "target_loss", b"target_loss", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_target_loss", b"_target_loss", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "price_per_hour", b"price_per_hour", "recovery", b"recovery", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "target_loss", b"target_loss", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -1364,6 +1404,53 @@ class CheckpointPolicy(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__milestone_interval_steps) -> _WhichOneofReturnType__milestone_interval_steps | None: ...
 
 Global___CheckpointPolicy: _TypeAlias = CheckpointPolicy  # noqa: Y015
+
+@_typing.final
+class RecoveryPolicy(_message.Message):
+    """What a run does by itself where a step cannot be done. Whatever it does is an event, and a resumed run repeats it at
+    the same step.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_ROLLBACKS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FACTOR_FIELD_NUMBER: _builtins.int
+    SPLIT_MICROBATCH_FIELD_NUMBER: _builtins.int
+    max_rollbacks: _builtins.int
+    """How often the run goes back to its last good checkpoint, at lower rates, after a loss or a gradient that is not
+    finite; then the job fails. 0 means it fails at the first. 0 to 100; unset means 3.
+    """
+    learning_rate_factor: _builtins.float
+    """What a rollback multiplies both learning rates by, 0.001 to 1; unset means 0.5."""
+    split_microbatch: _builtins.bool
+    """Whether a step that finds too little memory is done with half the microbatch: the same batch, data and step, and
+    a gradient that is equal up to rounding. Unset means true.
+    """
+    def __init__(
+        self,
+        *,
+        max_rollbacks: _builtins.int | None = ...,
+        learning_rate_factor: _builtins.float | None = ...,
+        split_microbatch: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate_factor", b"_learning_rate_factor", "_max_rollbacks", b"_max_rollbacks", "_split_microbatch", b"_split_microbatch", "learning_rate_factor", b"learning_rate_factor", "max_rollbacks", b"max_rollbacks", "split_microbatch", b"split_microbatch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate_factor", b"_learning_rate_factor", "_max_rollbacks", b"_max_rollbacks", "_split_microbatch", b"_split_microbatch", "learning_rate_factor", b"learning_rate_factor", "max_rollbacks", b"max_rollbacks", "split_microbatch", b"split_microbatch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__learning_rate_factor: _TypeAlias = _typing.Literal["learning_rate_factor"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate_factor: _TypeAlias = _typing.Literal["_learning_rate_factor", b"_learning_rate_factor"]  # noqa: Y015
+    _WhichOneofReturnType__max_rollbacks: _TypeAlias = _typing.Literal["max_rollbacks"]  # noqa: Y015
+    _WhichOneofArgType__max_rollbacks: _TypeAlias = _typing.Literal["_max_rollbacks", b"_max_rollbacks"]  # noqa: Y015
+    _WhichOneofReturnType__split_microbatch: _TypeAlias = _typing.Literal["split_microbatch"]  # noqa: Y015
+    _WhichOneofArgType__split_microbatch: _TypeAlias = _typing.Literal["_split_microbatch", b"_split_microbatch"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate_factor) -> _WhichOneofReturnType__learning_rate_factor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_rollbacks) -> _WhichOneofReturnType__max_rollbacks | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__split_microbatch) -> _WhichOneofReturnType__split_microbatch | None: ...
+
+Global___RecoveryPolicy: _TypeAlias = RecoveryPolicy  # noqa: Y015
 
 @_typing.final
 class SampleSpec(_message.Message):
@@ -2401,6 +2488,7 @@ class JobEvent(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     COMMAND_APPLIED_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    RECOVERY_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 1, without gaps."""
     attempt: _builtins.int
@@ -2453,6 +2541,10 @@ class JobEvent(_message.Message):
     def output(self) -> Global___JobOutput:
         """Something was made in the registry."""
 
+    @_builtins.property
+    def recovery(self) -> Global___Recovery:
+        """A step could not be done, and the run changed something to go on."""
+
     def __init__(
         self,
         *,
@@ -2470,16 +2562,82 @@ class JobEvent(_message.Message):
         checkpoint: Global___Checkpoint | None = ...,
         command_applied: Global___CommandApplied | None = ...,
         output: Global___JobOutput | None = ...,
+        recovery: Global___Recovery | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "sample", b"sample", "state_change", b"state_change"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "recovery", b"recovery", "sample", b"sample", "state_change", b"state_change"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "sample", b"sample", "sequence", b"sequence", "state_change", b"state_change"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "recovery", b"recovery", "sample", b"sample", "sequence", b"sequence", "state_change", b"state_change"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "attempt_start", "plan", "progress", "metric", "evaluation", "sample", "log", "checkpoint", "command_applied", "output"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "attempt_start", "plan", "progress", "metric", "evaluation", "sample", "log", "checkpoint", "command_applied", "output", "recovery"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___JobEvent: _TypeAlias = JobEvent  # noqa: Y015
+
+@_typing.final
+class Recovery(_message.Message):
+    """A step could not be done, and the run changed something to go on. What earlier events say of steps after `step` no
+    longer holds: those steps are done again, differently.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    FAILED_STEP_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FACTOR_FIELD_NUMBER: _builtins.int
+    MICROBATCH_SIZE_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    cause: Global___RecoveryCause.ValueType
+    """Why the step could not be done."""
+    failed_step: _builtins.int
+    """The step that could not be done; its update was not applied."""
+    step: _builtins.int
+    """Optimizer steps done in the state from which the run goes on; 0 for the beginning."""
+    learning_rate_factor: _builtins.float
+    """What both learning rates are multiplied by after `step`, all recoveries so far together; live commands multiply it."""
+    microbatch_size: _builtins.int
+    """Sequences in one forward pass after `step`."""
+    loss: _builtins.float
+    """The loss of the step, nats per token, where it or its gradient was not finite; NaN or infinite if it was itself."""
+    gradient_norm: _builtins.float
+    """The norm of the gradient of the step, set where `loss` is."""
+    message: _builtins.str
+    """For people."""
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """The checkpoint at `step`; unset where the run goes on from what was in memory, or from its beginning."""
+
+    def __init__(
+        self,
+        *,
+        cause: Global___RecoveryCause.ValueType = ...,
+        failed_step: _builtins.int = ...,
+        step: _builtins.int = ...,
+        learning_rate_factor: _builtins.float = ...,
+        microbatch_size: _builtins.int = ...,
+        loss: _builtins.float | None = ...,
+        gradient_norm: _builtins.float | None = ...,
+        checkpoint: Global___Checkpoint | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gradient_norm", b"_gradient_norm", "_loss", b"_loss", "checkpoint", b"checkpoint", "gradient_norm", b"gradient_norm", "loss", b"loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gradient_norm", b"_gradient_norm", "_loss", b"_loss", "cause", b"cause", "checkpoint", b"checkpoint", "failed_step", b"failed_step", "gradient_norm", b"gradient_norm", "learning_rate_factor", b"learning_rate_factor", "loss", b"loss", "message", b"message", "microbatch_size", b"microbatch_size", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gradient_norm: _TypeAlias = _typing.Literal["gradient_norm"]  # noqa: Y015
+    _WhichOneofArgType__gradient_norm: _TypeAlias = _typing.Literal["_gradient_norm", b"_gradient_norm"]  # noqa: Y015
+    _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
+    _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_norm) -> _WhichOneofReturnType__gradient_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
+
+Global___Recovery: _TypeAlias = Recovery  # noqa: Y015
 
 @_typing.final
 class StateChange(_message.Message):

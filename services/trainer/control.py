@@ -16,7 +16,7 @@ from octavo.v1 import trainer_pb2 as pb
 from services.trainer import live_settings
 from services.trainer.commands import CommandReader
 from services.trainer.events import EventLog
-from services.trainer.history import applied_commands
+from services.trainer.history import applied_commands, valid
 
 
 class Leaving(Exception):
@@ -44,7 +44,7 @@ class Control:
             if one.command.HasField("live"):
                 insort(self._live, (one.step, one.command.sequence, one.command.live), key=_place)
         # Steps that were done without a command are never repeated with it.
-        self._done = max((event.metric.step for event in past if event.HasField("metric")), default=0)
+        self._done = max((event.metric.step for event in valid(past) if event.HasField("metric")), default=0)
 
     def hear_signals(self) -> None:
         """Take SIGTERM and SIGINT as a wish to leave at the next boundary, with a checkpoint."""
@@ -54,6 +54,10 @@ class Control:
     def live(self, step: int) -> pb.LiveSettings:
         """The settings in force after `step` steps according to the commands applied before."""
         return next(live for at, _, live in reversed(self._live) if at <= step)
+
+    def go_back(self, step: int) -> None:
+        """The steps after `step` are done anew: with whatever is commanded from here on."""
+        self._done = min(self._done, step)
 
     def heed(self, step: int, save: Callable[[], None] | None = None) -> None:
         """Apply what came in; `save` writes a checkpoint, None where there is nothing to save.

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from octavo.serving.settings import child_environment
 from services.trainer.job_directory import JobDirectory, Launch
+from services.trainer.memory_shortage import OomKills
 
 # Exit status of a worker that was told to go (SIGTERM) and left a checkpoint: sysexits.h EX_TEMPFAIL.
 EXIT_PREEMPTED: Final = 75
@@ -55,6 +56,10 @@ class Executor(Protocol):
         """How the last worker ended, as far as it is known, for people."""
         ...
 
+    def was_killed_for_memory(self, directory: JobDirectory) -> bool:
+        """Whether the last worker was ended from outside because memory ran out; False where that is not known."""
+        ...
+
     def release(self, directory: JobDirectory) -> None:
         """Nobody asks for this job's worker any more; one that lives goes on."""
         ...
@@ -71,6 +76,7 @@ class LocalProcesses:
         self._processes: dict[Path, subprocess.Popen[bytes]] = {}
         # Those that nobody asks for any more: waited for, so that they do not stay as zombies.
         self._released: list[subprocess.Popen[bytes]] = []
+        self._oom_kills: dict[Path, OomKills] = {}
 
     def start(self, directory: JobDirectory, launch: Launch) -> bool:
         """Start a worker that inherits the job's lock, so that at no moment the job looks abandoned."""
@@ -96,6 +102,7 @@ class LocalProcesses:
         finally:
             os.close(lock)
         self._processes[directory.path] = process
+        self._oom_kills[directory.path] = OomKills(process.pid)
         return True
 
     def is_alive(self, directory: JobDirectory) -> bool:
@@ -127,10 +134,17 @@ class LocalProcesses:
             return "it was told to stop"
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
+    def was_killed_for_memory(self, directory: JobDirectory) -> bool:
+        """Whether a worker that this object started got SIGKILL, and the kernel counts a kill since its start."""
+        process = self._processes.get(directory.path)
+        is_killed = process is not None and process.returncode == -signal.SIGKILL
+        return is_killed and self._oom_kills[directory.path].is_any()
+
     def release(self, directory: JobDirectory) -> None:
         """Wait for the worker's end in passing, with the others of its kind."""
         if process := self._processes.pop(directory.path, None):
             self._released.append(process)
+            del self._oom_kills[directory.path]
         self._released = [one for one in self._released if one.poll() is None]
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from services.trainer.acceptance import new_id
 from services.trainer.events import EventReader
 from services.trainer.history import applied_commands
 from services.trainer.job_directory import JobDirectory
+from services.trainer.recovery import Recoveries
 from services.trainer.supervision import require_training
 
 # What the parent's weights, optimizer state and data order are made of.
@@ -51,11 +52,17 @@ def forked_job(parent: pb.Job, request: pb.ForkJobRequest) -> tuple[pb.Job, byte
 
 
 def inherited_settings(parent: JobDirectory, step: int, request: pb.ForkJobRequest) -> pb.LiveSettings:
-    """The parent's live settings in force after `step`, less those that the fork changes in its spec."""
-    applied = applied_commands(EventReader(parent.path).read_all()).values()
+    """The parent's live settings and lowered rates in force after `step`, less what the fork changes in its spec."""
+    events = EventReader(parent.path).read_all()
+    applied = applied_commands(events).values()
     past = [(one.step, one.command.sequence, one.command.live) for one in applied if one.command.HasField("live")]
     before = sorted((one for one in past if one[0] <= step), key=lambda one: one[:2])
-    live = before[-1][2] if before else parent.read_job().live
+    live = pb.LiveSettings()
+    live.CopyFrom(before[-1][2] if before else parent.read_job().live)
+    recoveries = Recoveries(pb.TrainSpec(), [event.recovery for event in events if event.HasField("recovery")])
+    factor = recoveries.learning_rate_factor(step + 1)
+    if factor != 1.0:
+        live.learning_rate_scale = factor * (live.learning_rate_scale if live.HasField("learning_rate_scale") else 1.0)
     return live_settings.inherited(live, request.update_mask.paths)
 
 
@@ -73,6 +80,8 @@ def forked_spec(parent: pb.Job, request: pb.ForkJobRequest) -> pb.TrainSpec:
     """The parent's resolved spec with the masked fields of the request; InvalidArgument for fields that are fixed."""
     spec = pb.TrainSpec()
     spec.CopyFrom(parent.plan.train)
+    if parent.recoveries:
+        spec.microbatch_size = parent.recoveries[-1].microbatch_size
     mask = FieldMask(paths=request.update_mask.paths)
     if not mask.IsValidForDescriptor(pb.TrainSpec.DESCRIPTOR):
         raise InvalidArgument.field("update_mask", "it has a path that is no field of TrainSpec, such as `steps`")

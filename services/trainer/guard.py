@@ -76,13 +76,7 @@ class Guard:
             self._refresh(supervision)
             return
         delay_s = min(MAX_DELAY_S, self._limits.restart_delay_s * 2 ** (losses - 1))
-        step = job.latest_checkpoint.step
-        with supervision.writing() as log:
-            log.log(
-                pb.LOG_SEVERITY_WARNING,
-                f"the worker was lost ({cause}); starting it again from step {step} in {delay_s:g} s",
-                job.progress.step,
-            )
+        supervision.note_loss(cause, delay_s)
         self._logger.warning("a worker was lost", extra={"job": job.name, "cause": cause})
         supervision.restart_at = self._clock() + delay_s
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from octavo.v1 import trainer_pb2 as pb
@@ -38,6 +39,29 @@ def fold(job: pb.Job, event: pb.JobEvent) -> None:
         case "output":
             if event.output.name not in job.outputs:
                 job.outputs.append(event.output.name)
+        case "recovery":
+            _fold_recovery(job, event.recovery)
+
+
+def valid(events: Iterable[pb.JobEvent]) -> list[pb.JobEvent]:
+    """The events without what no longer holds: what they say of steps that a later recovery goes back behind."""
+    kept: list[pb.JobEvent] = []
+    for event in events:
+        if event.HasField("recovery"):
+            kept = [one for one in kept if _step_of(one) <= event.recovery.step]
+        kept.append(event)
+    return kept
+
+
+def unfinished_recovery(events: Iterable[pb.JobEvent]) -> pb.Recovery | None:
+    """The recovery after which no step was done yet: checkpoints of later steps than its own may still be there."""
+    pending: pb.Recovery | None = None
+    for event in events:
+        if event.HasField("recovery"):
+            pending = event.recovery
+        elif event.HasField("metric"):
+            pending = None
+    return pending
 
 
 def applied_commands(events: Iterable[pb.JobEvent]) -> dict[int, pb.CommandApplied]:
@@ -72,8 +96,25 @@ def _fold_state(job: pb.Job, event: pb.JobEvent) -> None:
         job.progress.fraction = 1.0
 
 
+def _fold_recovery(job: pb.Job, recovery: pb.Recovery) -> None:
+    job.recoveries.append(recovery)
+    job.progress.step = min(job.progress.step, recovery.step)
+    for field in ("latest_metric", "latest_evaluation", "best_evaluation", "latest_checkpoint"):
+        if getattr(job, field).step > recovery.step:
+            job.ClearField(field)
+    if recovery.HasField("checkpoint"):
+        job.latest_checkpoint.CopyFrom(recovery.checkpoint)
+
+
+def _step_of(event: pb.JobEvent) -> int:
+    """The step whose outcome an event tells; 0 for what holds whatever becomes of a step."""
+    kind = event.WhichOneof("event")
+    return getattr(event, kind).step if kind in {"metric", "evaluation", "sample", "checkpoint"} else 0
+
+
 def _fold_evaluation(job: pb.Job, evaluation: pb.Evaluation) -> None:
     job.latest_evaluation.CopyFrom(evaluation)
     best = job.best_evaluation
-    if not job.HasField("best_evaluation") or evaluation.validation_loss < best.validation_loss:
+    is_better = not job.HasField("best_evaluation") or evaluation.validation_loss < best.validation_loss
+    if is_better and math.isfinite(evaluation.validation_loss):
         job.best_evaluation.CopyFrom(evaluation)

@@ -15,6 +15,7 @@ from octavo.errors import InvalidArgument
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.events import TERMINAL, EventReader
+from services.trainer.history import valid
 from services.trainer.job_directory import JobDirectory
 from services.trainer.jobs import JobStore
 
@@ -169,10 +170,10 @@ def _state(value: str) -> pb.JobState.ValueType:
 
 
 def read_curves(directory: JobDirectory) -> tuple[list[pb.TrainingMetric], list[pb.Evaluation]]:
-    """All metrics and evaluations of a job, by step."""
+    """All metrics and evaluations of a job that hold, by step."""
     metrics: list[pb.TrainingMetric] = []
     evaluations: list[pb.Evaluation] = []
-    for event in EventReader(directory.path).read_all():
+    for event in valid(EventReader(directory.path).read_all()):
         match event.WhichOneof("event"):
             case "metric":
                 metrics.append(event.metric)

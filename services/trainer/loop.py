@@ -40,10 +40,41 @@ def configure_torch(*, threads: int) -> None:
         torch.use_deterministic_algorithms(True)
 
 
+class Diverged(FailedPrecondition):
+    """A loss or a gradient that is not finite; the weights are as before the step."""
+
+    def __init__(self, step: int, loss: float, gradient_norm: float) -> None:
+        super().__init__(
+            Reason.REASON_TRAINING_DIVERGED,
+            f"the loss of step {step} is {loss:g} and the norm of its gradient {gradient_norm:g}, which is not finite; "
+            f"the weights are those of step {step - 1}. Fork the job from an earlier checkpoint with half of "
+            "optimizer.matrix_learning_rate and optimizer.learning_rate, or set optimizer.gradient_clip to 1",
+            step=step,
+            loss=loss,
+        )
+        self.step = step
+        self.loss = loss
+        self.gradient_norm = gradient_norm
+
+    def after_rollbacks(self, count: int, factor: float) -> FailedPrecondition:
+        """The error where lower rates did not help: `count` times, down to `factor` of those planned."""
+        return FailedPrecondition(
+            self.reason,
+            f"step {self.step} is not finite, with {factor:g} of the planned learning rates, after {count} rollbacks. "
+            "Lower optimizer.matrix_learning_rate and optimizer.learning_rate tenfold, set optimizer.gradient_clip to "
+            "1, and look at the text: ReadRows shows what is learnt from",
+            step=self.step,
+            loss=self.loss,
+            rollbacks=count,
+        )
+
+
 class Training:
     """A model in training, its optimizer and its data. Steps count from 1.
 
-    `learning_rate_factor` multiplies both peak rates; a live command changes it at a step boundary.
+    `learning_rate_factor` multiplies both peak rates and `microbatch_size` is how many sequences one pass takes;
+    both may change at a step boundary. `is_whole` is False while an update is half applied: where memory runs out in
+    the middle of one, the state is that of no step.
     """
 
     def __init__(
@@ -63,6 +94,9 @@ class Training:
         """
         self.spec = spec
         self.learning_rate_factor = 1.0
+        self.microbatch_size = spec.microbatch_size
+        self.is_whole = True
+        self._base_weights = base_weights
         self._device = torch.device(spec.device or "cpu")
         self._dtype = torch.bfloat16 if spec.precision == pb.TRAINING_PRECISION_BF16 else torch.float32
         self._validation_tokens = validation_tokens
@@ -84,21 +118,23 @@ class Training:
     def step(self, step: int) -> pb.TrainingMetric:
         """Do optimizer step `step`: its loss is that of its batch before the update.
 
-        FailedPrecondition (TRAINING_DIVERGED), with the weights as before the step, when the loss is not finite.
+        Diverged, with the weights as before the step, when its loss or its gradient is not finite.
         """
         start = time.perf_counter()
         rates = self.rates(step)
         for parameter in self._parameters.values():
             parameter.grad = None
         total, target_count = self._gradients(step)
-        loss = total.item() / target_count
         gradients: list[Tensor] = [p.grad for p in self._parameters.values() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        gradient_norm = norm.item()
+        # The one time that the host waits for the device.
+        total_loss, gradient_norm = torch.stack((total, norm)).tolist()
+        loss = total_loss / target_count
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            raise _diverged(step, loss)
+            raise Diverged(step, loss, gradient_norm)
         if 0 < self.spec.optimizer.gradient_clip < gradient_norm:
             torch._foreach_mul_(gradients, self.spec.optimizer.gradient_clip / gradient_norm)
+        self.is_whole = False
         self._optimizer.step(rates)
         if self._average:
             torch._foreach_lerp_(
@@ -106,6 +142,7 @@ class Training:
                 [p.detach() for p in self._parameters.values()],
                 1.0 - self.spec.ema_decay,
             )
+        self.is_whole = True
         metric = pb.TrainingMetric(
             step=step,
             tokens=step * self.tokens_per_step,
@@ -140,7 +177,7 @@ class Training:
         """Add up the gradients of the mean loss over all targets of the batch; the sum of the losses, and how many."""
         batch = self._batches.batch(step).to(self._device)
         total = torch.zeros((), device=self._device)
-        for index, (tokens, targets, positions) in enumerate(batch.split(self.spec.microbatch_size)):
+        for index, (tokens, targets, positions) in enumerate(batch.split(self.microbatch_size)):
             dropout = self._dropout(step, index)
             loss = self.model.loss(tokens, targets, positions=positions, dtype=self._dtype, dropout=dropout)
             # Divided by the targets of the whole batch: the same gradient however the batch is split.
@@ -242,6 +279,26 @@ class Training:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])
+        self.is_whole = True
+
+    def restart(self) -> None:
+        """Go back to before the first step."""
+        self.model.initialize(self.spec.seed)
+        if self._base_weights is not None:
+            self.model.load_weights(self._base_weights)
+        with torch.no_grad():
+            for tensor in self._optimizer.state().values():
+                tensor.zero_()
+            for name, tensor in self._average.items():
+                tensor.copy_(self._parameters[name])
+        self.is_whole = True
+
+    def free_gradients(self) -> None:
+        """Let go of what an interrupted step has taken."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _state(self) -> dict[str, Tensor]:
         return (
@@ -282,15 +339,4 @@ def _optimizer(model: Transformer, spec: pb.OptimizerSpec, dtype: torch.dtype) -
         {name: p for name, p in parameters.items() if name not in packed},
         betas=(spec.beta1, spec.beta2),
         dtype=dtype,
-    )
-
-
-def _diverged(step: int, loss: float) -> FailedPrecondition:
-    return FailedPrecondition(
-        Reason.REASON_TRAINING_DIVERGED,
-        f"the loss of step {step} is {loss} or its gradient is not finite; the weights are those of step {step - 1}. "
-        "Fork the job from an earlier checkpoint with half of optimizer.matrix_learning_rate and "
-        "optimizer.learning_rate, or set optimizer.gradient_clip to 1",
-        step=step,
-        loss=loss,
     )

@@ -14,6 +14,7 @@ from octavo.v1 import trainer_pb2 as pb
 from services.trainer.calibration import Pace, budgeted_plan
 from services.trainer.corpus import Corpus, CorpusFacts, CorpusSpec
 from services.trainer.environment import fingerprint
+from services.trainer.history import unfinished_recovery
 from services.trainer.job_run import JobRun
 from services.trainer.loop import Training, configure_torch
 from services.trainer.machine import Machine
@@ -37,6 +38,9 @@ class Pipeline:
         spec = self._run.job.plan.train
         configure_torch(threads=spec.threads)
         environment = fingerprint(spec.device, spec.threads)
+        recovery = unfinished_recovery(self._run.past)
+        if recovery is not None:
+            self._folder.remove_after(recovery.step)
         start, damages = self._folder.read_newest()
         step = start.entry.step if start is not None else 0
         self._run.begin(attempt, environment, step=step, damages=[damage.description for damage in damages])

@@ -263,6 +263,7 @@ def _fill_rest(full: pb.TrainSpec, architecture: Architecture, text: TextFacts, 
     interval_steps = max(1, round(_CHECKPOINT_INTERVAL_S / step_s))
     policy = {"interval_steps": interval_steps, "keep_latest": 3, "keep_best": True, "milestone_interval_steps": 0}
     recipe.fill_unset(full.checkpoints, policy)
+    recipe.fill_recovery(full.recovery)
     recipe.fill_unset(full.sample, {"length": 200, "temperature": 0.8})
 
 

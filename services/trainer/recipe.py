@@ -110,3 +110,8 @@ def fill_schedule(spec: pb.ScheduleSpec, total_steps: int) -> None:
         "final_fraction": 0.0,
     }
     fill_unset(spec, defaults)
+
+
+def fill_recovery(policy: pb.RecoveryPolicy) -> None:
+    """Three rollbacks at half the rates each: an eighth of a rate that diverges is one that does not."""
+    fill_unset(policy, {"max_rollbacks": 3, "learning_rate_factor": 0.5, "split_microbatch": True})

@@ -65,6 +65,10 @@ _CHECKPOINTS: dict[str, Fault] = {
     "keep_latest": _within(2, 1000, "the older is the fallback when the newest is damaged"),
     "milestone_interval_steps": _within(0, 1 << 40, "0 keeps none for good"),
 }
+_RECOVERY: dict[str, Fault] = {
+    "max_rollbacks": _within(0, 100, "3 is usual, 0 fails at the first step that is not finite"),
+    "learning_rate_factor": _within(1e-3, 1, "0.5 is usual"),
+}
 _SAMPLE: dict[str, Fault] = {
     "length": _within(0, 10_000, "200 is usual, 0 samples nothing"),
     "temperature": _within(0, 100, "0 takes the likeliest token, 0.8 is usual"),
@@ -81,6 +85,7 @@ def faults(spec: pb.TrainSpec) -> dict[str, str]:
         "optimizer.": (spec.optimizer, _OPTIMIZER),
         "schedule.": (spec.schedule, _SCHEDULE),
         "checkpoints.": (spec.checkpoints, _CHECKPOINTS),
+        "recovery.": (spec.recovery, _RECOVERY),
         "tokenizer.": (spec.tokenizer, _TOKENIZER),
     }
     wrong: dict[str, str] = {}

@@ -18,6 +18,7 @@ from services.trainer.events import EventLog, EventReader
 from services.trainer.executor import Executor
 from services.trainer.history import applied_commands, fold
 from services.trainer.job_directory import JobDirectory, Launch
+from services.trainer.recovery import Recoveries
 
 # Between a worker's last event and the end of its process: closing files and the interpreter.
 LEAVING_S: Final = 3.0
@@ -79,6 +80,23 @@ class Supervision:
     def death(self) -> str:
         """How the worker ended, as far as it is known."""
         return self._executor.death(self.directory)
+
+    def note_loss(self, cause: str, delay_s: float) -> None:
+        """Say that the worker was lost and, where it lacked memory, with what its successor goes on."""
+        job = self.job
+        step = job.latest_checkpoint.step or job.parent_step
+        with self.writing() as log:
+            log.log(
+                pb.LOG_SEVERITY_WARNING,
+                f"the worker was lost ({cause}); starting it again from step {step} in {delay_s:g} s",
+                job.progress.step,
+            )
+            recoveries = Recoveries(job.plan.train, job.recoveries)
+            is_training = job.progress.phase == pb.JOB_PHASE_TRAIN
+            if is_training and recoveries.can_split and self._executor.was_killed_for_memory(self.directory):
+                recovery = recoveries.split(job.progress.step + 1, step=step, cause=pb.RECOVERY_CAUSE_KILLED_FOR_MEMORY)
+                log.append(pb.JobEvent(recovery=recovery))
+                log.log(pb.LOG_SEVERITY_WARNING, recovery.message, step)
 
     def send(self, number: signal.Signals) -> None:
         """Send the worker a signal, if there is one."""
@@ -169,7 +187,8 @@ def worker_lost(job: pb.Job, losses: int, cause: str, log: Path) -> pb.JobEvent:
     error = FailedPrecondition(
         Reason.REASON_WORKER_LOST,
         f"the worker was lost {losses} times without getting further, the last time by {cause}. SIGKILL is often "
-        f"a lack of memory: try a smaller microbatch_size. What it printed is in {log} on the trainer's machine",
+        "a lack of memory: make context_length or size smaller, or run fewer jobs at once. What it printed is in "
+        f"{log} on the trainer's machine",
         job=job.name,
         losses=losses,
         cause=cause,

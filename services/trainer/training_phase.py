@@ -3,6 +3,9 @@
 A resumed run repeats the steps after its checkpoint. They are the same to the last bit, so what the job's events
 already hold is not written again: each kind of event is written for a step at most once, in the order of steps. A
 repeated step whose loss differs from the one in the events means another environment; that is said once, in the log.
+
+A step that is not finite, or that memory does not suffice for, ends in a recovery: what the events say of later steps
+than the one it goes back to no longer holds, and those steps are written anew.
 """
 
 from __future__ import annotations
@@ -16,14 +19,18 @@ import numpy as np
 import psutil
 import torch
 
-from octavo.formats.checkpoint import Checkpoint, CheckpointFolder
+from octavo.errors import DataLoss
+from octavo.formats.checkpoint import Checkpoint, CheckpointEntry, CheckpointFolder
 from octavo.v1 import trainer_pb2 as pb
 from services.trainer import live_settings
 from services.trainer.control import Control
 from services.trainer.digests import history_after, history_of, state_digest
 from services.trainer.events import EventLog, now
-from services.trainer.loop import Training
+from services.trainer.history import valid
+from services.trainer.loop import Diverged, Training
+from services.trainer.memory_shortage import is_out_of_memory
 from services.trainer.progress import ProgressReporter
+from services.trainer.recovery import Recoveries, is_sound
 from services.trainer.sampling import Prompter, sampling_seed
 from services.trainer.stopping import early_stop, farewell
 
@@ -49,7 +56,9 @@ class TrainingPhase:
         self._folder = folder
         self._log = log
         self._control = control
-        self._past = _Past(past)
+        events = list(past)
+        self._past = _Past(valid(events))
+        self._recoveries = Recoveries(self._spec, [one.recovery for one in events if one.HasField("recovery")])
         self._process = psutil.Process()
         self._said_deviation = False
         self._history = ""
@@ -76,9 +85,11 @@ class TrainingPhase:
             self._history = state_digest(self._training.state_dict())
         self._heed(step)
         while not self._is_over(step):
+            recovery = self._advance(step + 1)
+            if recovery is not None:
+                step = self._go_back(recovery, progress)
+                continue
             step += 1
-            self._train(step)
-            self._look(step)
             self._heed(step)
             progress.step(step, self._spec.steps, step * self._training.tokens_per_step)
         self._conclude(step, progress)
@@ -116,7 +127,83 @@ class TrainingPhase:
                 self._log.log(pb.LOG_SEVERITY_WARNING, f"a prompt is left out: {fault}")
         self._live = live
         self._training.spec = live_settings.in_force(self._planned, live)
-        self._training.learning_rate_factor = live.learning_rate_scale if live.HasField("learning_rate_scale") else 1.0
+
+    def _advance(self, step: int) -> pb.Recovery | None:
+        """Do a step and look at it; where it cannot be done, what to change, or the error where nothing will do."""
+        try:
+            if self._is_short_of_memory(step):
+                return self._after_shortage(step)
+            self._look(step)
+            if self._is_over(step):
+                self._evaluate(step)  # here, where it can still be answered
+        except Diverged as error:
+            return self._after_divergence(error)
+        return None
+
+    def _is_short_of_memory(self, step: int) -> bool:
+        """Train one step; whether memory did not suffice for it, so that it is still to be done."""
+        try:
+            self._train(step)
+            return False
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or not self._recoveries.can_split:
+                raise
+        # Out here nothing refers to the tensors of the failed step any more.
+        self._training.free_gradients()
+        return True
+
+    def _after_shortage(self, step: int) -> pb.Recovery:
+        if self._training.is_whole:
+            return self._recoveries.split(step, step=step - 1)
+        return self._recoveries.split(step, step=0, checkpoint=self._last_good(step))
+
+    def _after_divergence(self, error: Diverged) -> pb.Recovery:
+        """Raises the error where the policy has no rollback left."""
+        done = self._recoveries.rollback_count
+        if done < self._spec.recovery.max_rollbacks:
+            checkpoint = self._last_good(error.step)
+            return self._recoveries.rollback(
+                error.step, loss=error.loss, gradient_norm=error.gradient_norm, checkpoint=checkpoint
+            )
+        if done:
+            raise error.after_rollbacks(done, self._recoveries.learning_rate_factor(error.step)) from error
+        raise error
+
+    def _last_good(self, before_step: int) -> CheckpointEntry | None:
+        """The newest checkpoint from which it is worth going on; None for the beginning."""
+        fallback: CheckpointEntry | None = None
+        for step in reversed([one for one in self._folder.steps() if one < before_step]):
+            if self._recoveries.is_hopeless(step):
+                continue
+            try:
+                checkpoint = self._folder.read(step)
+            except DataLoss:
+                continue
+            if not all(np.isfinite(array).all() for array in checkpoint.tensors.values()):
+                continue
+            if is_sound(self._past.losses, step):
+                return checkpoint.entry
+            # Where all are about to be lost, the oldest is the farthest from it.
+            fallback = checkpoint.entry
+        return fallback
+
+    def _go_back(self, recovery: pb.Recovery, progress: ProgressReporter) -> int:
+        """Make a recovery durable, then do what it says; returns the step from which the run goes on."""
+        self._recoveries.add(recovery)
+        self._log.append(pb.JobEvent(recovery=recovery))
+        self._log.log(pb.LOG_SEVERITY_WARNING, recovery.message, recovery.step)
+        self._log.sync()
+        self._folder.remove_after(recovery.step)
+        self._past.forget_after(recovery.step)
+        if recovery.HasField("checkpoint"):
+            self.load(self._folder.read(recovery.step))
+        elif recovery.step == 0:
+            self._training.restart()
+            self._history = state_digest(self._training.state_dict())
+        self._control.go_back(recovery.step)
+        self._heed(recovery.step)
+        progress.begin_training(recovery.step, self._spec.steps, recovery.step * self._training.tokens_per_step)
+        return recovery.step
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Take over the state of a checkpoint."""
@@ -126,6 +213,9 @@ class TrainingPhase:
         self._history = history_of(checkpoint.entry)
 
     def _train(self, step: int) -> None:
+        live_scale = self._live.learning_rate_scale if self._live.HasField("learning_rate_scale") else 1.0
+        self._training.learning_rate_factor = live_scale * self._recoveries.learning_rate_factor(step)
+        self._training.microbatch_size = self._recoveries.microbatch_size(step)
         metric = self._training.step(step)
         self._history = history_after(self._history, metric)
         known = self._past.losses.get(step)
@@ -159,6 +249,9 @@ class TrainingPhase:
         evaluation = self._past.evaluations.get(step)
         if evaluation is None:
             evaluation = self._training.evaluate(step)
+            if not math.isfinite(evaluation.validation_loss):
+                # The update of this step made the weights what they are; the next one would find out too late.
+                raise Diverged(step, evaluation.validation_loss, math.nan)
             since = max((one for one in self._past.evaluations if one < step), default=0)
             losses = [self._past.losses[one] for one in range(since + 1, step + 1) if one in self._past.losses]
             evaluation.training_loss = math.fsum(losses) / max(1, len(losses))
@@ -241,6 +334,13 @@ class _Past:
                     self.checkpoints.add(event.checkpoint.step)
                 case "progress":
                     self.is_stopped |= event.progress.HasField("stop")
+
+    def forget_after(self, step: int) -> None:
+        """What was said of later steps no longer holds."""
+        self.losses = {one: loss for one, loss in self.losses.items() if one <= step}
+        self.evaluations = {one: seen for one, seen in self.evaluations.items() if one <= step}
+        self.samples = {one for one in self.samples if one[0] <= step}
+        self.checkpoints = {one for one in self.checkpoints if one <= step}
 
 
 def _is_multiple(step: int, interval: int) -> bool:

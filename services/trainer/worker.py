@@ -22,6 +22,7 @@ from services.trainer.events import TERMINAL, EventLog, EventReader
 from services.trainer.executor import EXIT_PREEMPTED
 from services.trainer.history import fold
 from services.trainer.job_directory import JobDirectory
+from services.trainer.memory_shortage import is_out_of_memory
 
 # Another process is at work in the directory: sysexits.h EX_CANTCREAT.
 EXIT_TAKEN = 73
@@ -97,14 +98,11 @@ def _understood(error: Exception, directory: JobDirectory) -> OctavoError:
         return ResourceExhausted(
             Reason.REASON_DISK_FULL, f"no room is left in {directory.path}: free some and create the job again"
         )
-    # torch.cuda.OutOfMemoryError and the CPU allocator's RuntimeError say so in words only.
-    if isinstance(error, MemoryError) or any(
-        words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory")
-    ):
+    if is_out_of_memory(error):
         return ResourceExhausted(
             Reason.REASON_OUT_OF_MEMORY,
-            "the spec does not fit the memory of this machine; set train.microbatch_size to half of what the plan "
-            "says: the gradients stay the same",
+            "the spec does not fit the memory of this machine, however its batch is split: make "
+            "train.architecture.context_length or train.size smaller, or run fewer jobs at once",
         )
     return Internal(
         Reason.REASON_INTERNAL,
