@@ -101,7 +101,8 @@ def _run_octavo(  # noqa: PLR0917
     from octavo.v1 import trainer_pb2 as pb
     from services.trainer.loop import Training, configure_torch
     from services.trainer.machine import Machine
-    from services.trainer.plan import TextFacts, architecture_of, resolve
+    from services.trainer.plan import architecture_of, resolve
+    from services.trainer.text_facts import TextFacts
 
     machine = Machine.detect(device="cpu", threads=threads)
     configure_torch(threads=machine.threads)

@@ -7,42 +7,31 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from octavo.errors import InvalidArgument, Unimplemented
-from octavo.formats.bundle import EXPORTABLE, PRECISIONS
+from octavo.formats.bundle import EXPORTABLE
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer import live_settings
-from services.trainer.spec_faults import early_stopping_faults, sample_faults
+from services.trainer.checks.names import ID, alias_fault, name_fault, precision_fault
+from services.trainer.checks.table import NAMED, NUMBERED, faults
 
 MAX_DISPLAY_NAME: Final = 200
 MAX_LABELS: Final = 64
 MAX_LABEL: Final = 63
 MAX_PRIORITY: Final = 100
-MAX_ALIASES: Final = 16
 _CHANGEABLE: Final = ("display_name", "labels", "priority", "timeout", "max_restarts", "live")
 MAX_RESTARTS: Final = 1000
 # A month: longer work should be several jobs.
 MAX_TIME_S: Final = 31 * 86_400
-
-ID: Final = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
 # The kinds of jobs that can be run.
 KINDS: Final = ("train", "export")
 MAX_ALLOWED_INCREASE: Final = 10.0
-_PATTERNS: Final = {
-    "version": (
-        rf"models/{ID}(/versions/[1-9][0-9]{{0,17}}|@{ID})?",
-        "`models/poet`, `models/poet/versions/3` or `models/poet@champion`",
-    ),
-    "dataset": (rf"datasets/{ID}(/versions/[1-9][0-9]{{0,17}})?", "`datasets/tiny` or `datasets/tiny/versions/2`"),
-    "model": (f"models/{ID}", "`models/poet`"),
-    "deployment": (f"deployments/{ID}", "`deployments/poet`"),
-}
 
 
 def check_job(job: pb.Job, job_id: str, request_id: str) -> None:
@@ -166,10 +155,16 @@ def _id_faults(job_id: str, request_id: str) -> dict[str, str]:
 
 
 def _export_faults(spec: pb.ExportSpec) -> dict[str, str]:
-    wrong = _name_faults(spec, "version", "dataset", "deployment", required=("version",)) | _alias_faults(spec.aliases)
+    findings = {
+        "version": name_fault("version", spec.version, is_required=True),
+        "dataset": name_fault("dataset", spec.dataset, is_required=False),
+        "deployment": name_fault("deployment", spec.deployment, is_required=False),
+        "aliases": alias_fault(spec.aliases),
+        "precisions": precision_fault("precisions", spec.precisions, EXPORTABLE),
+    }
+    wrong = {finding.field or field: f"{finding.why}; {finding.fix}" for field, finding in findings.items() if finding}
     if not spec.precisions:
         wrong["precisions"] = f"is missing; name one or more of {', '.join(EXPORTABLE)}"
-    wrong |= _precision_faults("precisions", spec.precisions, EXPORTABLE)
     if spec.HasField("max_perplexity_increase") and not 0 <= spec.max_perplexity_increase <= MAX_ALLOWED_INCREASE:
         wrong["max_perplexity_increase"] = (
             f"{spec.max_perplexity_increase:g} is not from 0 to {MAX_ALLOWED_INCREASE:g}; 0.02 allows 2 %"
@@ -180,59 +175,13 @@ def _export_faults(spec: pb.ExportSpec) -> dict[str, str]:
 
 
 def _train_faults(spec: pb.TrainSpec) -> dict[str, str]:
-    wrong = _name_faults(spec, "dataset", "model", "deployment", required=("dataset", "model"))
-    wrong |= _alias_faults(spec.aliases)
-    wrong |= _precision_faults("export_precisions", spec.export_precisions, PRECISIONS)
-    wrong |= {f"sample.{field}": fault for field, fault in sample_faults(spec.sample).items()}
-    if spec.HasField("early_stopping"):
-        stopping = early_stopping_faults(spec.early_stopping)
-        wrong |= {f"early_stopping.{field}": fault for field, fault in stopping.items()}
-    if spec.HasField("time_budget") and (fault := _time_fault(spec.time_budget)):
-        wrong["time_budget"] = fault
-    if spec.HasField("steps") and spec.steps < 1:
-        wrong["steps"] = f"{spec.steps} steps train nothing; at least 1, or leave it out to have it derived"
-    if spec.checkpoints.HasField("keep_latest") and spec.checkpoints.keep_latest < 2:
-        wrong["checkpoints.keep_latest"] = "must be at least 2: the older is the fallback when the newest is damaged"
+    wrong, _ = faults((*NAMED, *NUMBERED), spec)
     return wrong
 
 
 def _time_fault(duration: Duration) -> str | None:
     seconds = duration.ToNanoseconds() / 1e9
     return None if 1 <= seconds <= MAX_TIME_S else f"{seconds:g} s is out of range; 1 s to 31 days"
-
-
-def _name_faults(spec: pb.TrainSpec | pb.ExportSpec, *fields: str, required: Sequence[str]) -> dict[str, str]:
-    wrong = {}
-    for field in fields:
-        pattern, example = _PATTERNS[field]
-        value = getattr(spec, field)
-        if not value and field in required:
-            wrong[field] = f"is missing; name one, such as {example}"
-        elif value and not re.fullmatch(pattern, value):
-            wrong[field] = f"{value[:90]!r} is not a name such as {example}"
-    return wrong
-
-
-def _alias_faults(aliases: Sequence[str]) -> dict[str, str]:
-    wrong = {}
-    if len(aliases) > MAX_ALIASES:
-        wrong["aliases"] = f"has {len(aliases)} aliases; at most {MAX_ALIASES}"
-    for index, alias in enumerate(aliases):
-        if not re.fullmatch(ID, alias) or alias == "latest" or re.fullmatch(r"v[0-9]+", alias):
-            wrong[f"aliases[{index}]"] = (
-                f"{alias[:70]!r} must be 1 to 63 of a-z 0-9 -, begin with a letter, and be neither `latest` nor `v1`"
-            )
-    return wrong
-
-
-def _precision_faults(field: str, words: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    wrong = {}
-    for index, word in enumerate(words):
-        if word not in known:
-            wrong[f"{field}[{index}]"] = f"{word[:40]!r} is none of {', '.join(known)}"
-        elif word in words[:index]:
-            wrong[f"{field}[{index}]"] = f"{word} is named twice"
-    return wrong
 
 
 def _refuse_unsupported(spec: pb.TrainSpec) -> None:

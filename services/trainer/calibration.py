@@ -14,7 +14,8 @@ from typing import Final, Self
 from octavo.v1 import trainer_pb2 as pb
 from services.trainer.loop import Training
 from services.trainer.machine import Machine
-from services.trainer.plan import TextFacts, plan
+from services.trainer.plan import plan
+from services.trainer.text_facts import TextFacts
 
 # Part of a budget that evaluations and samples may take where their interval is left to us.
 _LOOKING: Final = 0.1

@@ -24,6 +24,7 @@ _WITHOUT_EFFECT: Final = (
     "sample",
     "export_precisions",
     "price_per_hour",
+    "recovery",
 )
 
 
@@ -36,7 +37,7 @@ def configuration_id(resolved: pb.TrainSpec) -> str:
     spec.CopyFrom(resolved)
     for field in _WITHOUT_EFFECT:
         spec.ClearField(field)
-    if not spec.HasField("early_stopping"):
+    if not spec.HasField("early_stopping") and not spec.target_loss:
         # Only a run that may stop early depends on how often it is looked at.
         spec.ClearField("evaluation_interval_steps")
     canonical = json.dumps(MessageToDict(spec, preserving_proto_field_name=True), sort_keys=True)

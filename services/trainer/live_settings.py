@@ -14,7 +14,8 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from octavo.v1 import trainer_pb2 as pb
-from services.trainer.spec_faults import early_stopping_faults, sample_faults, spec_fault
+from services.trainer.checks.table import NUMBERED
+from services.trainer.checks.table import faults as spec_faults
 
 MAX_LEARNING_RATE_SCALE: Final = 100.0
 # Where each setting is found in the spec that it differs from; the scale is of both rates.
@@ -36,15 +37,16 @@ def faults(live: pb.LiveSettings) -> dict[str, str]:
         wrong["learning_rate_scale"] = (
             f"{scale:g} is not above 0 and at most {MAX_LEARNING_RATE_SCALE:g}; 0.5 halves them"
         )
-    for field in ("weight_decay", "evaluation_interval_steps", "target_loss", "steps"):
-        fault = spec_fault(_IN_SPEC[field], getattr(live, field)) if live.HasField(field) else None
-        if fault:
-            wrong[field] = fault
-    wrong |= {f"sample.{field}": fault for field, fault in sample_faults(live.sample).items()}
-    if live.HasField("early_stopping") and live.early_stopping != pb.EarlyStopping():
-        stopping = early_stopping_faults(live.early_stopping)
-        wrong |= {f"early_stopping.{field}": fault for field, fault in stopping.items()}
-    return wrong
+    in_spec, _ = spec_faults(NUMBERED, _as_spec(live))
+    return wrong | {field.removeprefix("optimizer."): fault for field, fault in in_spec.items()}
+
+
+def _as_spec(live: pb.LiveSettings) -> pb.TrainSpec:
+    """The settings where a spec has them."""
+    spec = in_force(pb.TrainSpec(), live)
+    if spec.early_stopping == pb.EarlyStopping():
+        spec.ClearField("early_stopping")
+    return spec
 
 
 def in_force(planned: pb.TrainSpec, live: pb.LiveSettings) -> pb.TrainSpec:

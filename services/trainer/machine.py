@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 # Measured with the default model: 2 threads of a Zen 5 EPYC at 3 x 10^11 FLOP/s in bf16 and 0.8 x 10^11 in fp32.
 _CPU_THREAD_FLOPS = {True: 1.3e11, False: 4e10}
+# Where the limit of this control group is: version 2, then 1.
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 # A small model is bound by kernel launches, far below the peak of any GPU.
 _CUDA_FLOPS = 2e13
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A device with `threads` CPU threads for one worker; `memory_bytes` is the device's, 0 where unknown."""
+    """A device with `threads` CPU threads for one worker, of `cores` in all.
+
+    `memory_bytes` is the device's or, of the CPU, what machine and container allow; 0 where unknown, as `cores` is.
+    `cuda_devices` None means that nobody has looked.
+    """
 
     device: str
     threads: int
     has_bf16: bool
     memory_bytes: int
+    cores: int = 0
+    cuda_devices: int | None = None
 
     @classmethod
     def detect(cls, *, device: str = "", threads: int = 0) -> Self:
@@ -27,16 +37,33 @@ class Machine:
         import torch
 
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        cores = threads or psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-        if chosen.startswith("cuda"):
-            memory_bytes = torch.cuda.get_device_properties(chosen).total_memory
-            return cls(device=chosen, threads=cores, has_bf16=True, memory_bytes=memory_bytes)
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        memory_bytes = psutil.virtual_memory().total
-        return cls(device=chosen, threads=cores, has_bf16=has_bf16, memory_bytes=memory_bytes)
+        cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+        is_cuda = chosen.startswith("cuda")
+        has_bf16 = is_cuda or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return cls(
+            device=chosen,
+            threads=threads or cores,
+            has_bf16=has_bf16,
+            memory_bytes=torch.cuda.get_device_properties(chosen).total_memory if is_cuda else allowed_memory_bytes(),
+            cores=cores,
+            cuda_devices=torch.cuda.device_count(),
+        )
 
-    def flops(self, *, is_bf16: bool) -> float:
-        """Floating-point operations per second that a training step reaches, roughly."""
-        if self.device.startswith("cuda"):
+    def flops(self, *, is_bf16: bool, device: str = "") -> float:
+        """Floating-point operations per second that a training step reaches, roughly; on `device` or its own."""
+        if (device or self.device).startswith("cuda"):
             return _CUDA_FLOPS
         return self.threads * _CPU_THREAD_FLOPS[is_bf16 and self.has_bf16]
+
+
+def allowed_memory_bytes() -> int:
+    """What machine and container allow together."""
+    import psutil
+
+    return min([int(psutil.virtual_memory().total), *container_limits(_MEMORY_LIMITS)])
+
+
+def container_limits(files: Sequence[Path]) -> list[int]:
+    """The limits that are set in those of the files that are there; `max` is none."""
+    words = [file.read_text().strip() for file in files if file.is_file()]
+    return [int(word) for word in words if word.isdecimal()]

@@ -18,10 +18,11 @@ from services.trainer.history import unfinished_recovery
 from services.trainer.job_run import JobRun
 from services.trainer.loop import Training, configure_torch
 from services.trainer.machine import Machine
-from services.trainer.plan import TextFacts, architecture_of, plan
+from services.trainer.plan import architecture_of, plan
 from services.trainer.publication import Release
 from services.trainer.release import Origin, make_release
 from services.trainer.sampling import Prompter, beginning
+from services.trainer.text_facts import TextFacts
 from services.trainer.token_rows import Examples
 from services.trainer.training_phase import TrainingPhase
 

@@ -7,48 +7,25 @@ planned. Knows nothing of datasets as resources, nor of torch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Self
 
 from octavo.errors import InvalidArgument
 from octavo.formats.architecture import Architecture
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer import recipe
+from services.trainer.checks.finding import Case
+from services.trainer.checks.table import NUMBERED, PLANNED, SHAPED, faults, mended, warnings
 from services.trainer.configuration import configuration_id
-from services.trainer.corpus import CorpusFacts
+from services.trainer.footprint import disk_bytes, memory_bytes
 from services.trainer.machine import Machine
-from services.trainer.plan_warnings import warnings
-from services.trainer.spec_faults import faults
+from services.trainer.surroundings import Surroundings
+from services.trainer.text_facts import TextFacts
+from services.trainer.time_estimate import estimated_step_s, estimated_times
+from services.trainer.times import Times
 
 # A run looks at itself about ten times, whatever its length.
 _EVALUATIONS = 10
 _CHECKPOINT_INTERVAL_S = 30.0
-# What a worker needs before it holds a model: Python, torch and its thread pools.
-_PROCESS_BYTES = 400 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextFacts:
-    """How much text there is: tokens of the training and validation parts and the vocabulary that made them.
-
-    `row_tokens` is the length that rows usually do not exceed; 0 for plain text.
-    """
-
-    train_tokens: int
-    validation_tokens: int
-    vocab_size: int
-    row_tokens: int = 0
-
-    @classmethod
-    def of(cls, facts: CorpusFacts) -> Self:
-        """What was counted."""
-        return cls(
-            train_tokens=facts.train_tokens,
-            validation_tokens=facts.validation_tokens,
-            vocab_size=facts.vocab_size,
-            row_tokens=facts.usual_row,
-        )
 
 
 def estimate_text(size_bytes: int, spec: pb.TrainSpec) -> TextFacts:
@@ -88,9 +65,33 @@ def resolve(
     into `steps`: once, so that the schedule ends with the budget and a resumed run repeats it. InvalidArgument names
     every field that is wrong or impossible with the others.
     """
-    wrong = faults(spec)
+    full, wrong = _resolve(spec, text, machine, step_s, spent_s)
     if wrong:
         raise _invalid(wrong)
+    return full
+
+
+def _resolve(
+    spec: pb.TrainSpec, text: TextFacts, machine: Machine, step_s: float | None, spent_s: float
+) -> tuple[pb.TrainSpec, dict[str, str]]:
+    """The resolved spec, and what was wrong with it: that is mended first, so that all of it is found at once."""
+    wrong, change = faults(NUMBERED, spec)
+    asked = mended(spec, change)
+    full = _begun(asked, text, machine)
+    misshapen, change = faults(SHAPED, full)
+    if misshapen:
+        wrong |= misshapen
+        full = _begun(mended(asked, change), text, machine)
+    architecture = architecture_of(full)
+    full.architecture.mlp_width = architecture.mlp_width
+    _fill_batch(full, architecture, text)
+    _fill_stop(full, architecture, text, step_s, spent_s)
+    _fill_rest(full, architecture, text, step_s or estimated_step_s(full, architecture, machine))
+    return full, wrong
+
+
+def _begun(spec: pb.TrainSpec, text: TextFacts, machine: Machine) -> pb.TrainSpec:
+    """A spec with device and shape, which may still be impossible."""
     full = pb.TrainSpec()
     full.CopyFrom(spec)
     full.device = spec.device or machine.device
@@ -98,10 +99,7 @@ def resolve(
         full.threads = machine.threads
     if not full.precision:
         full.precision = pb.TRAINING_PRECISION_BF16 if machine.has_bf16 else pb.TRAINING_PRECISION_FP32
-    architecture = _fill_architecture(full, text)
-    _fill_batch(full, architecture, text)
-    _fill_stop(full, architecture, text, step_s, spent_s)
-    _fill_rest(full, architecture, text, step_s or estimated_step_s(full, architecture, machine))
+    _fill_architecture(full, text)
     return full
 
 
@@ -125,52 +123,75 @@ def architecture_of(resolved: pb.TrainSpec) -> Architecture:
 
 
 def plan(
-    spec: pb.TrainSpec, text: TextFacts, machine: Machine, *, step_s: float | None = None, spent_s: float = 0.0
+    spec: pb.TrainSpec,
+    text: TextFacts,
+    machine: Machine,
+    *,
+    around: Surroundings | None = None,
+    step_s: float | None = None,
+    spent_s: float = 0.0,
 ) -> pb.Plan:
     """What the spec comes to on this machine; see `resolve`. Without `step_s`, times are estimates from FLOPs."""
-    resolved = resolve(spec, text, machine, step_s=step_s, spent_s=spent_s)
-    architecture = architecture_of(resolved)
-    tokens_per_step = resolved.batch_size * architecture.context_length
-    seconds = step_s or estimated_step_s(resolved, architecture, machine)
-    total_steps = _total_steps(resolved, seconds)
-    answer = pb.Plan(
+    resolved, wrong = _resolve(spec, text, machine, step_s, spent_s)
+    shape = architecture_of(resolved)
+    times = estimated_times(resolved, shape, text, machine, step_s)
+    case = Case(
+        asked=spec,
+        plan=_counted(resolved, shape, text, times),
+        shape=shape,
+        text=text,
+        machine=machine,
+        around=around or Surroundings(),
+        times=times,
+    )
+    _fill_time(case)
+    obstacles, _ = faults((check for check in PLANNED if check.is_error), case)
+    wrong = obstacles | wrong
+    if wrong:
+        raise _invalid(wrong)
+    case.plan.warnings.extend(warnings(case))
+    return case.plan
+
+
+def _counted(resolved: pb.TrainSpec, shape: Architecture, text: TextFacts, times: Times) -> pb.Plan:
+    """Everything of a plan that is counted rather than timed."""
+    tokens_per_step = resolved.batch_size * shape.context_length
+    total_steps = _total_steps(resolved, times.step_s)
+    return pb.Plan(
         train=resolved,
-        parameter_count=architecture.parameters,
+        parameter_count=shape.parameters,
         dataset_tokens=text.train_tokens,
         tokens_per_step=tokens_per_step,
         total_steps=total_steps,
         epochs=total_steps * tokens_per_step / max(1, text.train_tokens),
-        memory_bytes=memory_bytes(resolved, architecture),
-        step_flops=int(tokens_per_step * architecture.flops_per_token(is_training=True)),
+        memory_bytes=memory_bytes(resolved, shape),
+        disk_bytes=disk_bytes(resolved, shape, total_steps),
+        step_flops=int(tokens_per_step * shape.flops_per_token(is_training=True)),
         configuration_id=configuration_id(resolved),
     )
-    answer.estimated_duration.FromNanoseconds(int(total_steps * seconds * 1e9))
-    answer.warnings.extend(warnings(answer, text.validation_tokens, machine))
-    return answer
 
 
-def estimated_step_s(resolved: pb.TrainSpec, architecture: Architecture, machine: Machine) -> float:
-    """Duration of an optimizer step by its FLOPs, seconds; within a factor of two on machines we have measured."""
-    tokens = resolved.batch_size * architecture.context_length
-    forward_and_backward = tokens * architecture.flops_per_token(is_training=True)
-    # Newton-Schulz: five iterations of three products over each block's 12 d^2 parameters, about 30 d multiply-adds.
-    muon = 60.0 * architecture.width * architecture.layers * 12 * architecture.width**2
-    is_bf16 = resolved.precision == pb.TRAINING_PRECISION_BF16
-    # Python starts about 300 operations a block and step, at 5 microseconds each.
-    overhead_s = 1.5e-3 * architecture.layers * (resolved.batch_size / resolved.microbatch_size)
-    return (forward_and_backward + muon) / machine.flops(is_bf16=is_bf16) + overhead_s
-
-
-def memory_bytes(resolved: pb.TrainSpec, architecture: Architecture) -> int:
-    """Peak of the worker: process, weights with gradients and optimizer state, and one microbatch's activations."""
-    a = architecture
-    element = 2 if resolved.precision == pb.TRAINING_PRECISION_BF16 else 4
-    copies = 4 + (1 if resolved.ema_decay else 0)
-    tokens = resolved.microbatch_size * a.context_length
-    block = 12 * a.width + 3 * (a.attention_width + 2 * a.kv_width) + 5 * a.mlp_width
-    scores = 2 * a.heads * min(a.context_length, 512)
-    logits = tokens * a.vocab_size * (4 * 3 + element)
-    return int(_PROCESS_BYTES + 4 * copies * a.parameters + tokens * a.layers * (block + scores) * element + logits)
+def _fill_time(case: Case) -> None:
+    """The time of each phase, their sum, and what it costs."""
+    times, plan = case.times, case.plan
+    saves = 1 + (plan.total_steps // interval if (interval := case.spec.checkpoints.interval_steps) else 0)
+    looking_s = case.looks * times.look_s
+    # A budget is for steps and looks together.
+    training_s = case.training_s + (0.0 if case.has("time_budget") else looking_s) + saves * times.save_s
+    phases = {
+        pb.JOB_PHASE_PREPARE: times.setup_s,
+        pb.JOB_PHASE_CALIBRATE: times.calibration_s,
+        pb.JOB_PHASE_TRAIN: training_s,
+        pb.JOB_PHASE_EXPORT: times.release_s,
+    }
+    for phase, seconds in phases.items():
+        if seconds:
+            plan.phases.add(phase=phase).duration.FromNanoseconds(int(seconds * 1e9))
+    total_s = sum(phases.values())
+    plan.estimated_duration.FromNanoseconds(int(total_s * 1e9))
+    price = case.spec.price_per_hour if case.spec.HasField("price_per_hour") else case.around.price_per_hour
+    if price:
+        plan.estimated_cost = price * total_s / 3600
 
 
 def _total_steps(resolved: pb.TrainSpec, step_s: float) -> int:
@@ -184,7 +205,7 @@ def steps_within(budget_s: float, step_s: float) -> int:
     return max(1, int(budget_s / step_s))
 
 
-def _fill_architecture(full: pb.TrainSpec, text: TextFacts) -> Architecture:
+def _fill_architecture(full: pb.TrainSpec, text: TextFacts) -> None:
     if not full.HasField("size"):
         full.size = recipe.DEFAULT_SIZE
     full.family = full.family or pb.MODEL_FAMILY_QWEN3
@@ -203,27 +224,6 @@ def _fill_architecture(full: pb.TrainSpec, text: TextFacts) -> Architecture:
     if not a.HasField("tie_embeddings"):
         tie = full.family == pb.MODEL_FAMILY_GPT2 or recipe.tie_embeddings(text.vocab_size, a.width, a.layers)
         a.tie_embeddings = tie
-    _check_heads(a)
-    architecture = architecture_of(full)
-    a.mlp_width = architecture.mlp_width
-    if not text.row_tokens and a.context_length >= text.train_tokens:
-        most = max(1, text.train_tokens - 1)
-        raise _invalid(
-            {
-                "architecture.context_length": f"{a.context_length} is longer than the training part of the text, "
-                f"{text.train_tokens} tokens; try at most {most}, or give more text"
-            }
-        )
-    return architecture
-
-
-def _check_heads(a: pb.Architecture) -> None:
-    """Heads that do not divide the width are refused here: head size is derived from both and not in the spec."""
-    if a.width > 0 and a.heads > 0 and a.width % a.heads:
-        fitting = [n for n in range(1, a.width // 16 + 1) if a.width % (16 * n) == 0] or [1]
-        near = sorted(sorted(fitting, key=lambda n: abs(n - a.heads))[:2])
-        choices = " or ".join(map(str, near))
-        raise _invalid({"architecture.heads": f"{a.heads} does not divide the width {a.width}; try {choices}"})
 
 
 def _fill_batch(full: pb.TrainSpec, architecture: Architecture, text: TextFacts) -> None:

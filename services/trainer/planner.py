@@ -19,7 +19,8 @@ from octavo.v1.errors_pb2 import Reason
 from services.trainer.data_spec import resolve_data
 from services.trainer.export_plan import plan_export
 from services.trainer.machine import Machine
-from services.trainer.plan import TextFacts, estimate_text, plan, resolve_tokenizer
+from services.trainer.plan import estimate_text, plan, resolve_tokenizer
+from services.trainer.text_facts import TextFacts
 
 # Loading torch takes two seconds on a slow disk, ten on a very slow one.
 DETECT_TIMEOUT_S: Final = 60.0

@@ -10,7 +10,7 @@ from typing import Final
 from octavo.errors import InvalidArgument, NotFound
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
-from services.trainer.acceptance import ID
+from services.trainer.checks.names import ID
 from services.trainer.job_measures import MEASURES, JobRecord, check_metric
 
 DEFAULT_METRIC: Final = "bits_per_byte"

@@ -36,7 +36,10 @@ def width(size: int) -> int:
 
 def heads(model_width: int) -> int:
     """Of 64 where they divide the width: half as many score matrices as heads of 32, at the same loss."""
-    return model_width // 64 if model_width % 64 == 0 else max(1, model_width // 32)
+    for size in (64, 32, 48, 80, 96, 16):
+        if model_width % size == 0:
+            return model_width // size
+    return max(1, model_width // 32)
 
 
 def context_length(size: int, train_tokens: int, row_tokens: int = 0) -> int:

@@ -18,7 +18,8 @@ from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from octavo.v1.trainer_pb2_grpc import TrainerServicer as Base
 from services.trainer import acceptance, fork, job_comparison, job_pages, ranking
-from services.trainer.acceptance import ID, accepted_job, check_job, request_digest
+from services.trainer.acceptance import accepted_job, check_job, request_digest
+from services.trainer.checks.names import ID
 from services.trainer.diagnosis import diagnose
 from services.trainer.events import TERMINAL, EventReader
 from services.trainer.job_measures import Curves, JobRecord

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from octavo.v1 import trainer_pb2 as pb
 from services.trainer.calibration import Pace, budgeted_plan
 from services.trainer.machine import Machine
-from services.trainer.plan import TextFacts, resolve_tokenizer
+from services.trainer.plan import resolve_tokenizer
+from services.trainer.text_facts import TextFacts
 
 FACTS = TextFacts(train_tokens=1_000_000, validation_tokens=100_000, vocab_size=65)
 MACHINE = Machine(device="cpu", threads=2, has_bf16=False, memory_bytes=8 << 30)

@@ -11,7 +11,6 @@ from octavo.errors import InvalidArgument
 from octavo.v1 import trainer_pb2 as pb
 from services.trainer.machine import Machine
 from services.trainer.plan import (
-    TextFacts,
     architecture_of,
     estimate_text,
     plan,
@@ -19,12 +18,14 @@ from services.trainer.plan import (
     resolve_tokenizer,
     steps_within,
 )
+from services.trainer.text_facts import TextFacts
 
 MACHINE = Machine(device="cpu", threads=2, has_bf16=True, memory_bytes=16 << 30)
 TEXT = TextFacts(train_tokens=1_003_854, validation_tokens=111_540, vocab_size=65)
 OUTSIDE_THE_RECIPE = {
     "aliases",
     "base_version",
+    "data",
     "dataset",
     "deployment",
     "early_stopping",
@@ -138,22 +139,22 @@ def test_a_budget_shorter_than_a_step_still_takes_one() -> None:
 @pytest.mark.parametrize(
     ("spec", "field", "hint"),
     [
-        (pb.TrainSpec(architecture=pb.Architecture(heads=3)), "architecture.heads", "try 2 or 4"),
-        (pb.TrainSpec(architecture=pb.Architecture(heads=16)), "architecture.head_size", "multiple of 16"),
-        (pb.TrainSpec(architecture=pb.Architecture(heads=4, kv_heads=3)), "architecture.kv_heads", "try 2 or 4"),
+        (pb.TrainSpec(architecture=pb.Architecture(heads=3)), "architecture.heads", "architecture.heads to 2"),
+        (pb.TrainSpec(architecture=pb.Architecture(heads=16)), "architecture.heads", "multiple of 16"),
+        (pb.TrainSpec(architecture=pb.Architecture(heads=4, kv_heads=3)), "architecture.kv_heads", "kv_heads to 2"),
         (pb.TrainSpec(architecture=pb.Architecture(width=-8)), "architecture.width", "from 1"),
         (pb.TrainSpec(architecture=pb.Architecture(layers=0)), "architecture.layers", "from 1"),
         (pb.TrainSpec(size=0), "size", "from 1 to 48"),
         (pb.TrainSpec(steps=-3), "steps", "leave it out"),
         (pb.TrainSpec(dropout=1.0), "dropout", "below 1"),
-        (pb.TrainSpec(batch_size=12, microbatch_size=5), "microbatch_size", "try 4"),
+        (pb.TrainSpec(batch_size=12, microbatch_size=5), "microbatch_size", "to 4"),
         (pb.TrainSpec(optimizer=pb.OptimizerSpec(learning_rate=-1)), "optimizer.learning_rate", "0.001"),
         (pb.TrainSpec(optimizer=pb.OptimizerSpec(learning_rate=float("nan"))), "optimizer.learning_rate", "0.001"),
         (pb.TrainSpec(optimizer=pb.OptimizerSpec(beta2=1.0)), "optimizer.beta2", "0.95"),
         (pb.TrainSpec(schedule=pb.ScheduleSpec(cooldown_fraction=1.5)), "schedule.cooldown_fraction", "0.6"),
         (pb.TrainSpec(checkpoints=pb.CheckpointPolicy(keep_latest=1)), "checkpoints.keep_latest", "fallback"),
         (pb.TrainSpec(sample=pb.SampleSpec(temperature=-1)), "sample.temperature", "0.8"),
-        (pb.TrainSpec(tokenizer=pb.TokenizerSpec(vocab_size=10)), "tokenizer.vocab_size", "256"),
+        (pb.TrainSpec(tokenizer=pb.TokenizerSpec(vocab_size=10)), "tokenizer.vocab_size", "257"),
         (pb.TrainSpec(validation_fraction=0.9), "validation_fraction", "0.1"),
         (pb.TrainSpec(device="tpu"), "device", "cpu, cuda"),
         (pb.TrainSpec(ema_decay=1.0), "ema_decay", "0.99"),
