@@ -1,6 +1,7 @@
 """Writes the reference pages from the code: `python docs/reference/generate.py [DIRECTORY]`.
 
-settings.md comes from the settings classes, errors.md from the contract's reasons; a test holds both up to date.
+settings.md comes from the settings classes, errors.md from the contract's reasons, checks.md from the table of what
+plans are checked for; a test holds all up to date.
 """
 
 import ast
@@ -21,9 +22,10 @@ PROGRAMS = ("registry", "trainer", "inference", "inspector", "gateway")
 
 
 def main(target: Path) -> None:
-    """Writes both pages into `target`."""
+    """Writes the pages into `target`."""
     (target / "settings.md").write_text(settings_page())
     (target / "errors.md").write_text(errors_page())
+    (target / "checks.md").write_text(checks_page())
 
 
 def settings_page() -> str:
@@ -107,6 +109,27 @@ def errors_page() -> str:
         if value.number:
             meaning = " ".join(comments.get((5, 0, 2, index), "").split())
             lines.append(f"| `{value.name.removeprefix('REASON_')}` | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def checks_page() -> str:
+    """Every check of a plan, by noun."""
+    from services.trainer.checks import table as checks
+
+    lines = [
+        "# What plans are checked for",
+        "",
+        "`PlanJob` and `CreateJob` check a train spec before anything runs. An error refuses it, all errors together; a",
+        "warning is part of the plan. Each says the field, what is wrong with its value, and what would be right.",
+    ]
+    for noun in checks.NOUNS:
+        heading = noun.__name__.rpartition(".")[2].replace("_", " ")
+        lines += ["", f"## {heading.capitalize()}", "", (noun.__doc__ or "").strip(), ""]
+        lines += ["| check | field | what is right |  |", "|---|---|---|---|"]
+        for table_name in ("ASKED", "SHAPED", "PLANNED"):
+            for check in getattr(noun, table_name, ()):
+                kind = "error" if check.is_error else "warning"
+                lines.append(f"| `{check.name}` | `{check.field}` | {check.meaning} | {kind} |")
     return "\n".join(lines) + "\n"
 
 

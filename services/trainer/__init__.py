@@ -16,6 +16,7 @@ from services.trainer.guard import Limits
 from services.trainer.job_directory import Launch
 from services.trainer.job_metrics import JobCollector
 from services.trainer.jobs import JobStore
+from services.trainer.neighbourhood import Neighbourhood
 from services.trainer.planner import Planner
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import Settings
@@ -46,7 +47,10 @@ def assemble(settings: Settings, telemetry: Telemetry) -> Service:
     supervisor = Supervisor(directory, store, launch, telemetry.logger, limits=limits)
     client = AsyncClient(Addresses(registry=settings.registry), api_key=settings.api_key)
     threads = max(1, (psutil.cpu_count(logical=False) or 1) // settings.max_running_jobs)
-    planner = Planner(client, str(ROOT), threads)
+    neighbourhood = Neighbourhood(
+        directory=directory, workers=settings.max_running_jobs, price_per_hour=settings.price_per_hour
+    )
+    planner = Planner(client, str(ROOT), threads, neighbourhood)
 
     def register(server: grpc.aio.Server) -> None:
         servicer = TrainerServicer(supervisor, store, planner)

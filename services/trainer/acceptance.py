@@ -34,8 +34,8 @@ KINDS: Final = ("train", "export")
 MAX_ALLOWED_INCREASE: Final = 10.0
 
 
-def check_job(job: pb.Job, job_id: str, request_id: str) -> None:
-    """Refuse what cannot be a job: InvalidArgument with all faults, Unimplemented for kinds that do not run yet."""
+def job_faults(job: pb.Job, job_id: str, request_id: str) -> dict[str, str]:
+    """What is wrong with a job by field, before anything is looked up; Unimplemented for what cannot run yet."""
     wrong = _job_faults(job) | _id_faults(job_id, request_id)
     kind = job.WhichOneof("spec")
     if kind is None:
@@ -49,10 +49,9 @@ def check_job(job: pb.Job, job_id: str, request_id: str) -> None:
     else:
         faults = _export_faults(job.export) if kind == "export" else _train_faults(job.train)
         wrong |= {f"job.{kind}.{field}": fault for field, fault in faults.items()}
-    if wrong:
-        raise InvalidArgument.fields(wrong)
-    if kind == "train":
+    if kind == "train" and not wrong:
         _refuse_unsupported(job.train)
+    return wrong
 
 
 def check_ids(job_id: str, request_id: str) -> None:

@@ -112,6 +112,7 @@ def _warnings(resolved: pb.ExportSpec) -> Iterator[pb.PlanWarning]:
                 field=f"export.precisions[{index}]",
                 description="ONNX Runtime's CPU provider cannot run bf16, so it is written and not measured here",
                 fix="ask for fp16, which can be measured",
+                check="bf16_unmeasured",
             )
 
 

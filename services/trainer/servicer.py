@@ -6,7 +6,7 @@ import asyncio
 import functools
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -18,7 +18,7 @@ from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from octavo.v1.trainer_pb2_grpc import TrainerServicer as Base
 from services.trainer import acceptance, fork, job_comparison, job_pages, ranking
-from services.trainer.acceptance import accepted_job, check_job, request_digest
+from services.trainer.acceptance import accepted_job, job_faults, request_digest
 from services.trainer.checks.names import ID
 from services.trainer.diagnosis import diagnose
 from services.trainer.events import TERMINAL, EventReader
@@ -46,21 +46,21 @@ class TrainerServicer(Base):
         self._planner = planner
 
     async def PlanJob(self, request: pb.PlanJobRequest, context: Context) -> pb.PlanJobResponse:
-        check_job(request.job, "", "")
-        return pb.PlanJobResponse(plan=await self._planner.plan(request.job))
+        wrong = job_faults(request.job, "", "")
+        return pb.PlanJobResponse(plan=await self._planner.plan(request.job, wrong))
 
     async def PreviewExamples(self, request: pb.PreviewExamplesRequest, context: Context) -> pb.PreviewExamplesResponse:
         raise Unimplemented(Reason.REASON_SPEC_NOT_SUPPORTED, "examples cannot be previewed yet")
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.Job:
-        check_job(request.job, request.job_id, request.request_id)
+        wrong = job_faults(request.job, request.job_id, request.request_id)
         digest = request_digest(request)
         if request.request_id:
             known = await asyncio.to_thread(self._store.find_request, request.request_id, digest)
             if known is not None:
                 return await self._job(known.name)
         job = accepted_job(request)
-        await self._plan(job)
+        await self._plan(job, wrong)
         if request.validate_only:
             return job
         made = await asyncio.to_thread(self._supervisor.submit, job, request.request_id, digest)
@@ -114,8 +114,7 @@ class TrainerServicer(Base):
         job.parent_step = await asyncio.to_thread(fork.choose_step, CheckpointFolder(directory.checkpoints), request)
         live = await asyncio.to_thread(fork.inherited_settings, directory, job.parent_step, request)
         job.live.CopyFrom(live)
-        acceptance.check_job(job, request.job_id, request.request_id)
-        await self._plan(job)
+        await self._plan(job, job_faults(job, request.job_id, request.request_id))
         fork.check_steps(job)
         adopt = functools.partial(fork.adopt_checkpoint, directory, job.parent_step)
         made = await asyncio.to_thread(self._supervisor.submit, job, request.request_id, digest, adopt)
@@ -164,9 +163,9 @@ class TrainerServicer(Base):
         jobs = await asyncio.to_thread(self._store.list_newest)
         return statistics_of([job for _, job in jobs], self._supervisor.max_running_jobs, time.time())
 
-    async def _plan(self, job: pb.Job) -> None:
+    async def _plan(self, job: pb.Job, wrong: Mapping[str, str]) -> None:
         """Gives a job its plan. Its configuration is that of this plan, however exact the plan becomes later."""
-        job.plan.CopyFrom(await self._planner.plan(job))
+        job.plan.CopyFrom(await self._planner.plan(job, wrong))
         job.configuration_id = job.plan.configuration_id
 
     def _curves(self, job: pb.Job) -> Curves:

@@ -31,10 +31,15 @@ class Settings(ProgramSettings):
     """How much disk the tokens of datasets may take, in bytes: above, those not used for longest are removed, but none
     that a job uses."""
 
+    price_per_hour: float = 0.0
+    """What an hour of this machine costs, in a currency of your own; plans estimate costs from it. 0 means unknown."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_running_jobs < 1 or self.max_queued_jobs < 1:
             raise SettingsError("max_running_jobs and max_queued_jobs must be at least 1")
+        if not 0 <= self.price_per_hour < float("inf"):
+            raise SettingsError("price_per_hour must not be negative; 0 means that it is unknown")
         if self.corpora_limit_bytes < 0:
             raise SettingsError("corpora_limit_bytes must not be negative; 0 keeps only what is in use")
         if self.max_restarts < 0:

@@ -39,7 +39,7 @@ def rows_cut(case: Case) -> Finding | None:
     row, context = case.text.row_tokens, case.shape.context_length
     if not case.has("architecture.context_length") or row <= context + 1:
         return None
-    why = f"rows of up to {row:,} tokens do not fit {context}: their prompts are cut from the left, or they are left out"
+    why = f"rows of up to {row:,} tokens do not fit {context}: prompts are cut from the left, or rows left out"
     return Finding(why, {"architecture.context_length": None})
 
 

@@ -9,13 +9,19 @@ from hypothesis import strategies as st
 
 from octavo.errors import InvalidArgument, Unimplemented
 from octavo.v1 import trainer_pb2 as pb
-from services.trainer.acceptance import accepted_job, check_job, request_digest
+from services.trainer.acceptance import accepted_job, job_faults, request_digest
 
 
 def job(**changes):
     spec = pb.TrainSpec(dataset="datasets/tiny", model="models/poet")
     spec.MergeFrom(pb.TrainSpec(**changes))
     return pb.Job(train=spec)
+
+
+def check_job(asked, job_id, request_id):
+    wrong = job_faults(asked, job_id, request_id)
+    if wrong:
+        raise InvalidArgument.fields(wrong)
 
 
 def test_a_dataset_and_a_model_are_enough():

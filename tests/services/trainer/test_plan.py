@@ -35,7 +35,6 @@ OUTSIDE_THE_RECIPE = {
     "time_budget",
     "tokenizer",
     "price_per_hour",
-    "data",
     "prompt",
     "prompts",
     "target_loss",

@@ -49,6 +49,42 @@ async def test_what_cannot_be_planned_is_refused_by_field_and_nothing_is_made(su
         assert (await client.trainer.ListJobs(pb.ListJobsRequest())).total_size == 0
 
 
+async def test_everything_that_is_wrong_is_said_at_once_the_names_among_it(suite):
+    async with suite.trainer() as client:
+        spec = pb.TrainSpec(
+            dataset="datasets/none", model="poet", dropout=2.0, architecture=pb.Architecture(heads=3), device="cuda:7"
+        )
+        with pytest.raises(InvalidArgument) as refusal:
+            await suite.create(client, spec, priority=500)
+        assert set(refusal.value.violations) == {
+            "job.priority",
+            "job.train.dataset",
+            "job.train.model",
+            "job.train.dropout",
+            "job.train.architecture.heads",
+            "job.train.device",
+        }
+        with pytest.raises(InvalidArgument) as refusal:
+            await client.trainer.PlanJob(pb.PlanJobRequest(job=pb.Job(display_name="nothing to do")))
+        assert set(refusal.value.violations) == {"job.train"}
+
+
+async def test_a_plan_has_its_price_and_an_identifier_that_comes_back_with_it(suite):
+    async with suite.trainer(price_per_hour=36.0) as client:
+        await suite.add_dataset(client)
+        asked = pb.Job(train=pb.TrainSpec(dataset="datasets/tiny", model="models/poet"))
+        plan = (await client.trainer.PlanJob(pb.PlanJobRequest(job=asked))).plan
+        assert plan.estimated_cost == pytest.approx(plan.estimated_duration.ToNanoseconds() / 1e9 / 100)
+        assert sum(one.duration.ToNanoseconds() for one in plan.phases) == pytest.approx(
+            plan.estimated_duration.ToNanoseconds(), abs=10
+        )
+        again = pb.Job(train=plan.train)
+        again.train.model, again.train.seed, again.train.price_per_hour = "models/other", 5, 72.0
+        other = (await client.trainer.PlanJob(pb.PlanJobRequest(job=again))).plan
+        assert other.configuration_id == plan.configuration_id
+        assert other.estimated_cost == pytest.approx(2 * plan.estimated_cost)
+
+
 async def test_names_that_are_none_are_refused_and_unknown_ones_not_found(suite):
     async with suite.trainer() as client:
         for name in ("", "jobs", "jobs/", "jobs/../etc", "jobs/A", "models/poet", "jobs/" + "x" * 64):
