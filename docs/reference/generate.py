@@ -119,8 +119,8 @@ def checks_page() -> str:
     lines = [
         "# What plans are checked for",
         "",
-        "`PlanJob` and `CreateJob` check a train spec before anything runs. An error refuses it, all errors together; a",
-        "warning is part of the plan. Each says the field, what is wrong with its value, and what would be right.",
+        "`PlanJob` and `CreateJob` check a train spec before anything runs. An error refuses it, all errors together;",
+        "a warning is part of the plan. Each says the field, what is wrong with its value, and what would be right.",
     ]
     for noun in checks.NOUNS:
         heading = noun.__name__.rpartition(".")[2].replace("_", " ")
