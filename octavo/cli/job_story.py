@@ -32,6 +32,7 @@ class JobStory:
     notes: list[str] = field(default_factory=list)
     attempts: int = 0
     error: pb.StateChange | None = None
+    replay: pb.ReplayReport | None = None
     last_sequence: int = 0
     _smooth: float = 0.0
     _weight: float = 0.0
@@ -131,6 +132,9 @@ class JobStory:
     def _tell_output(self, output: pb.JobOutput) -> None:
         self.outputs.append(output)
 
+    def _tell_replay_report(self, report: pb.ReplayReport) -> None:
+        self.replay = report
+
 
 def subject(job: pb.Job) -> str:
     """What a job is about, in a few words: `train poet on tiny`."""
@@ -140,7 +144,7 @@ def subject(job: pb.Job) -> str:
         return f"train {wording.compact(job.train.model)} on {wording.compact(job.train.dataset)}"
     if kind == "tune":
         return f"tune {wording.compact(job.tune.train.model)} on {wording.compact(job.tune.train.dataset)}"
-    target = getattr(spec, "version", "") or getattr(spec, "deployment", "")
+    target = getattr(spec, "version", "") or getattr(spec, "deployment", "") or getattr(spec, "job", "")
     return f"{kind} {wording.compact(target)}"
 
 

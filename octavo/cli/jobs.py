@@ -12,6 +12,7 @@ from octavo.cli.job_story import phase_word, subject
 from octavo.cli.job_view import CHART_ROWS, state_text
 from octavo.cli.options import AsJson, Limit, Yes
 from octavo.cli.plan_view import plan_view
+from octavo.cli.replay_view import show_replay
 from octavo.v1 import trainer_pb2 as pb
 
 app = typer.Typer(no_args_is_help=True, help="Any long work: training and the rest, each job with one life cycle.")
@@ -61,6 +62,8 @@ def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
         screen.stdout().print(plan_view(job.plan))
     for line in chart.draw(curves, min(screen.stdout().width, 100), CHART_ROWS):
         screen.stdout().print(line)
+    if job.HasField("replay_report"):
+        show_replay(job.replay_report)
 
 
 @app.command()
@@ -141,6 +144,30 @@ def checkpoint(context: typer.Context, name: Name, as_json: AsJson = False) -> N
         screen.print_json(saved)
     else:
         screen.stdout().print(f"checkpoint at step {saved.step}, {wording.size(saved.size_bytes)}, {saved.digest}")
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    name: Name,
+    *,
+    start: Annotated[int, typer.Option("--from", min=0, help="Steps done before; 0 is the beginning.")] = 0,
+    end: Annotated[int, typer.Option("--to", min=0, help="The last step; 0 is the newest that is done.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Does steps of a train job again and compares losses and states, bit by bit; fails where any differs.
+
+    Example: `octavo jobs replay j-1 --from 200 --to 400`
+    """
+    spec = pb.ReplaySpec(job=short_names.job(name), from_step=start, to_step=end)
+    with options.connected(context) as client:
+        job = client.trainer.CreateJob(pb.CreateJobRequest(job=pb.Job(replay=spec)))
+        story = follow.follow(client, job, as_json=as_json)
+        code = follow.conclude(story, as_json=as_json)
+    report = story.replay
+    if report is not None and not as_json:
+        show_replay(report)
+    raise typer.Exit(code if report is not None and report.is_equal else 1)
 
 
 @app.command()

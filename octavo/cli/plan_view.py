@@ -18,7 +18,18 @@ def plan_view(plan: pb.Plan) -> RenderableType:
 
 
 def _facts(plan: pb.Plan) -> list[tuple[str, screen.Cell]]:
-    return _export_facts(plan) if plan.HasField("export") else _train_facts(plan)
+    kinds = {"export": _export_facts, "replay": _replay_facts}
+    return kinds.get(plan.WhichOneof("resolved") or "", _train_facts)(plan)
+
+
+def _replay_facts(plan: pb.Plan) -> list[tuple[str, screen.Cell]]:
+    spec = plan.replay
+    return [
+        ("job", f"{spec.job}, {_parameters(plan)}"),
+        ("steps", f"{spec.from_step + 1:,} to {spec.to_step:,}"),
+        ("memory", f"about {wording.size(plan.memory_bytes)}"),
+        ("time", f"about {wording.lasting(wording.seconds(plan.estimated_duration))}"),
+    ]
 
 
 def _export_facts(plan: pb.Plan) -> list[tuple[str, screen.Cell]]:

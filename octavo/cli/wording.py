@@ -83,3 +83,9 @@ def bare(name: str) -> str:
 def compact(name: str) -> str:
     """The short form of a full name: `models/poet/versions/3` -> `poet/3`."""
     return re.sub(r"^\w+/", "", name).replace("/versions/", "/")
+
+
+def short_digest(digest: str) -> str:
+    """`sha256:4f5a…`, to be told apart by eye: of 64 digits the first twelve."""
+    kind, _, digits = digest.rpartition(":")
+    return f"{kind}:{digits[:12]}…" if len(digits) > 12 else digest

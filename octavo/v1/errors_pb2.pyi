@@ -131,6 +131,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """No room is left on the disk of the trainer."""
     REASON_QUALITY_LOST: _Reason.ValueType  # 212
     """A version in fewer bits predicts held-out text worse than was allowed; the message has the figures."""
+    REASON_ENVIRONMENT_DIFFERS: _Reason.ValueType  # 220
+    """The environment is not the one in which a job computed, so its steps cannot be repeated to the bit."""
     REASON_MODEL_NOT_SERVED: _Reason.ValueType  # 300
     """Inference.
 
@@ -310,6 +312,8 @@ REASON_DISK_FULL: Reason.ValueType  # 211
 """No room is left on the disk of the trainer."""
 REASON_QUALITY_LOST: Reason.ValueType  # 212
 """A version in fewer bits predicts held-out text worse than was allowed; the message has the figures."""
+REASON_ENVIRONMENT_DIFFERS: Reason.ValueType  # 220
+"""The environment is not the one in which a job computed, so its steps cannot be repeated to the bit."""
 REASON_MODEL_NOT_SERVED: Reason.ValueType  # 300
 """Inference.
 

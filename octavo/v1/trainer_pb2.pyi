@@ -527,6 +527,7 @@ class Job(_message.Message):
     TUNE_FIELD_NUMBER: _builtins.int
     SYNTHESIZE_FIELD_NUMBER: _builtins.int
     PUBLISH_FIELD_NUMBER: _builtins.int
+    REPLAY_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
@@ -553,6 +554,7 @@ class Job(_message.Message):
     RUNNING_DURATION_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
     RECOVERIES_FIELD_NUMBER: _builtins.int
+    REPLAY_REPORT_FIELD_NUMBER: _builtins.int
     CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`jobs/{job}`; the id matches ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$."""
@@ -613,6 +615,10 @@ class Job(_message.Message):
     @_builtins.property
     def publish(self) -> Global___PublishSpec:
         """Send a version to a target outside the suite."""
+
+    @_builtins.property
+    def replay(self) -> Global___ReplaySpec:
+        """Do steps of a train job again and compare."""
 
     @_builtins.property
     def plan(self) -> Global___Plan:
@@ -686,6 +692,10 @@ class Job(_message.Message):
     def recoveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Recovery]:
         """What the run changed by itself to go on, oldest first."""
 
+    @_builtins.property
+    def replay_report(self) -> Global___ReplayReport:
+        """What a replay found; unset before it has ended, and for other jobs."""
+
     def __init__(
         self,
         *,
@@ -699,6 +709,7 @@ class Job(_message.Message):
         tune: Global___TuneSpec | None = ...,
         synthesize: Global___SynthesizeSpec | None = ...,
         publish: Global___PublishSpec | None = ...,
+        replay: Global___ReplaySpec | None = ...,
         plan: Global___Plan | None = ...,
         state: Global___JobState.ValueType = ...,
         progress: Global___JobProgress | None = ...,
@@ -725,15 +736,16 @@ class Job(_message.Message):
         running_duration: _duration_pb2.Duration | None = ...,
         live: Global___LiveSettings | None = ...,
         recoveries: _abc.Iterable[Global___Recovery] | None = ...,
+        replay_report: Global___ReplayReport | None = ...,
         configuration_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "best_evaluation", b"best_evaluation", "create_time", b"create_time", "end_time", b"end_time", "environment", b"environment", "error", b"error", "evaluate", b"evaluate", "export", b"export", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "live", b"live", "max_restarts", b"max_restarts", "plan", b"plan", "progress", b"progress", "publish", b"publish", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "best_evaluation", b"best_evaluation", "create_time", b"create_time", "end_time", b"end_time", "environment", b"environment", "error", b"error", "evaluate", b"evaluate", "export", b"export", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "live", b"live", "max_restarts", b"max_restarts", "plan", b"plan", "progress", b"progress", "publish", b"publish", "replay", b"replay", "replay_report", b"replay_report", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "attempt_count", b"attempt_count", "best_evaluation", b"best_evaluation", "configuration_id", b"configuration_id", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "environment", b"environment", "error", b"error", "etag", b"etag", "evaluate", b"evaluate", "export", b"export", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "live", b"live", "max_restarts", b"max_restarts", "name", b"name", "outputs", b"outputs", "parent_job", b"parent_job", "parent_step", b"parent_step", "plan", b"plan", "priority", b"priority", "progress", b"progress", "publish", b"publish", "queue_position", b"queue_position", "recoveries", b"recoveries", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "attempt_count", b"attempt_count", "best_evaluation", b"best_evaluation", "configuration_id", b"configuration_id", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "environment", b"environment", "error", b"error", "etag", b"etag", "evaluate", b"evaluate", "export", b"export", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "live", b"live", "max_restarts", b"max_restarts", "name", b"name", "outputs", b"outputs", "parent_job", b"parent_job", "parent_step", b"parent_step", "plan", b"plan", "priority", b"priority", "progress", b"progress", "publish", b"publish", "queue_position", b"queue_position", "recoveries", b"recoveries", "replay", b"replay", "replay_report", b"replay_report", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["train", "evaluate", "export", "tune", "synthesize", "publish"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["train", "evaluate", "export", "tune", "synthesize", "publish", "replay"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_restarts) -> _WhichOneofReturnType__max_restarts | None: ...
@@ -1937,6 +1949,160 @@ class PublishSpec(_message.Message):
 Global___PublishSpec: _TypeAlias = PublishSpec  # noqa: Y015
 
 @_typing.final
+class ReplaySpec(_message.Message):
+    """Do steps of a train job again, in a worker of their own, and compare them bit by bit with what the job's events and
+    checkpoints say. Live settings are repeated where they were applied; the job itself is only read.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    FROM_STEP_FIELD_NUMBER: _builtins.int
+    TO_STEP_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """`jobs/{job}`: a train job, whatever its state."""
+    from_step: _builtins.int
+    """Steps done before those that are repeated: the replay goes on from the newest kept checkpoint of at most this step.
+    0 means from the beginning.
+    """
+    to_step: _builtins.int
+    """The last step that is repeated; 0 means the newest that is done."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        from_step: _builtins.int = ...,
+        to_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_step", b"from_step", "job", b"job", "to_step", b"to_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaySpec: _TypeAlias = ReplaySpec  # noqa: Y015
+
+@_typing.final
+class ReplayReport(_message.Message):
+    """What a replay found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_STEP_FIELD_NUMBER: _builtins.int
+    END_STEP_FIELD_NUMBER: _builtins.int
+    IS_EQUAL_FIELD_NUMBER: _builtins.int
+    COMPARED_STEPS_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    FIRST_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    start_step: _builtins.int
+    """The step of the state from which it went on; 0 is the beginning."""
+    end_step: _builtins.int
+    """The last step that was repeated."""
+    is_equal: _builtins.bool
+    """Whether every step and every state was the same to the last bit."""
+    compared_steps: _builtins.int
+    """Steps whose loss, gradient norm and learning rates were compared."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayedState]:
+        """The states that the job's events have a digest of, by step."""
+
+    @_builtins.property
+    def first_difference(self) -> Global___ReplayDifference:
+        """What differed first; unset when nothing did."""
+
+    def __init__(
+        self,
+        *,
+        start_step: _builtins.int = ...,
+        end_step: _builtins.int = ...,
+        is_equal: _builtins.bool = ...,
+        compared_steps: _builtins.int = ...,
+        states: _abc.Iterable[Global___ReplayedState] | None = ...,
+        first_difference: Global___ReplayDifference | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_difference", b"first_difference"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_steps", b"compared_steps", "end_step", b"end_step", "first_difference", b"first_difference", "is_equal", b"is_equal", "start_step", b"start_step", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayReport: _TypeAlias = ReplayReport  # noqa: Y015
+
+@_typing.final
+class ReplayedState(_message.Message):
+    """A state that was reached again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    RECORDED_DIGEST_FIELD_NUMBER: _builtins.int
+    REPLAYED_DIGEST_FIELD_NUMBER: _builtins.int
+    IS_EQUAL_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Optimizer steps done."""
+    recorded_digest: _builtins.str
+    """The `state_digest` of the job's checkpoint."""
+    replayed_digest: _builtins.str
+    """That of the state reached again."""
+    is_equal: _builtins.bool
+    """Whether they are the same."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        recorded_digest: _builtins.str = ...,
+        replayed_digest: _builtins.str = ...,
+        is_equal: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_equal", b"is_equal", "recorded_digest", b"recorded_digest", "replayed_digest", b"replayed_digest", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayedState: _TypeAlias = ReplayedState  # noqa: Y015
+
+@_typing.final
+class ReplayDifference(_message.Message):
+    """A figure or a state that was not the same when it was done again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    RECORDED_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Its step."""
+    what: _builtins.str
+    """Such as `loss`, `gradient_norm` or `state`."""
+    recorded: _builtins.str
+    """As the job's events have it; of a state, its digest."""
+    replayed: _builtins.str
+    """As it was now."""
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a state whose checkpoint is still kept: the tensors that differ, at most 20."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        what: _builtins.str = ...,
+        recorded: _builtins.str = ...,
+        replayed: _builtins.str = ...,
+        tensors: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recorded", b"recorded", "replayed", b"replayed", "step", b"step", "tensors", b"tensors", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayDifference: _TypeAlias = ReplayDifference  # noqa: Y015
+
+@_typing.final
 class Plan(_message.Message):
     """What a spec comes to before it runs."""
 
@@ -1944,6 +2110,7 @@ class Plan(_message.Message):
 
     TRAIN_FIELD_NUMBER: _builtins.int
     EXPORT_FIELD_NUMBER: _builtins.int
+    REPLAY_FIELD_NUMBER: _builtins.int
     PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
     DATASET_TOKENS_FIELD_NUMBER: _builtins.int
     TOKENS_PER_STEP_FIELD_NUMBER: _builtins.int
@@ -1988,6 +2155,10 @@ class Plan(_message.Message):
         """Of an export job: version and dataset by number, the tolerance and threads set."""
 
     @_builtins.property
+    def replay(self) -> Global___ReplaySpec:
+        """Of a replay: the last step set."""
+
+    @_builtins.property
     def estimated_duration(self) -> _duration_pb2.Duration:
         """Expected time from start to end on this machine; an estimate."""
 
@@ -2004,6 +2175,7 @@ class Plan(_message.Message):
         *,
         train: Global___TrainSpec | None = ...,
         export: Global___ExportSpec | None = ...,
+        replay: Global___ReplaySpec | None = ...,
         parameter_count: _builtins.int = ...,
         dataset_tokens: _builtins.int = ...,
         tokens_per_step: _builtins.int = ...,
@@ -2018,13 +2190,13 @@ class Plan(_message.Message):
         phases: _abc.Iterable[Global___PhaseEstimate] | None = ...,
         disk_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost", b"_estimated_cost", "estimated_cost", b"estimated_cost", "estimated_duration", b"estimated_duration", "export", b"export", "resolved", b"resolved", "train", b"train"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost", b"_estimated_cost", "estimated_cost", b"estimated_cost", "estimated_duration", b"estimated_duration", "export", b"export", "replay", b"replay", "resolved", b"resolved", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost", b"_estimated_cost", "configuration_id", b"configuration_id", "dataset_tokens", b"dataset_tokens", "disk_bytes", b"disk_bytes", "epochs", b"epochs", "estimated_cost", b"estimated_cost", "estimated_duration", b"estimated_duration", "export", b"export", "memory_bytes", b"memory_bytes", "parameter_count", b"parameter_count", "phases", b"phases", "resolved", b"resolved", "step_flops", b"step_flops", "tokens_per_step", b"tokens_per_step", "total_steps", b"total_steps", "train", b"train", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost", b"_estimated_cost", "configuration_id", b"configuration_id", "dataset_tokens", b"dataset_tokens", "disk_bytes", b"disk_bytes", "epochs", b"epochs", "estimated_cost", b"estimated_cost", "estimated_duration", b"estimated_duration", "export", b"export", "memory_bytes", b"memory_bytes", "parameter_count", b"parameter_count", "phases", b"phases", "replay", b"replay", "resolved", b"resolved", "step_flops", b"step_flops", "tokens_per_step", b"tokens_per_step", "total_steps", b"total_steps", "train", b"train", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimated_cost: _TypeAlias = _typing.Literal["estimated_cost"]  # noqa: Y015
     _WhichOneofArgType__estimated_cost: _TypeAlias = _typing.Literal["_estimated_cost", b"_estimated_cost"]  # noqa: Y015
-    _WhichOneofReturnType_resolved: _TypeAlias = _typing.Literal["train", "export"]  # noqa: Y015
+    _WhichOneofReturnType_resolved: _TypeAlias = _typing.Literal["train", "export", "replay"]  # noqa: Y015
     _WhichOneofArgType_resolved: _TypeAlias = _typing.Literal["resolved", b"resolved"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__estimated_cost) -> _WhichOneofReturnType__estimated_cost | None: ...
@@ -2489,6 +2661,7 @@ class JobEvent(_message.Message):
     COMMAND_APPLIED_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     RECOVERY_FIELD_NUMBER: _builtins.int
+    REPLAY_REPORT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 1, without gaps."""
     attempt: _builtins.int
@@ -2545,6 +2718,10 @@ class JobEvent(_message.Message):
     def recovery(self) -> Global___Recovery:
         """A step could not be done, and the run changed something to go on."""
 
+    @_builtins.property
+    def replay_report(self) -> Global___ReplayReport:
+        """What a replay found."""
+
     def __init__(
         self,
         *,
@@ -2563,12 +2740,13 @@ class JobEvent(_message.Message):
         command_applied: Global___CommandApplied | None = ...,
         output: Global___JobOutput | None = ...,
         recovery: Global___Recovery | None = ...,
+        replay_report: Global___ReplayReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "recovery", b"recovery", "sample", b"sample", "state_change", b"state_change"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "recovery", b"recovery", "replay_report", b"replay_report", "sample", b"sample", "state_change", b"state_change"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "recovery", b"recovery", "sample", b"sample", "sequence", b"sequence", "state_change", b"state_change"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "recovery", b"recovery", "replay_report", b"replay_report", "sample", b"sample", "sequence", b"sequence", "state_change", b"state_change"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "attempt_start", "plan", "progress", "metric", "evaluation", "sample", "log", "checkpoint", "command_applied", "output", "recovery"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "attempt_start", "plan", "progress", "metric", "evaluation", "sample", "log", "checkpoint", "command_applied", "output", "recovery", "replay_report"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -30,7 +30,7 @@ MAX_RESTARTS: Final = 1000
 # A month: longer work should be several jobs.
 MAX_TIME_S: Final = 31 * 86_400
 # The kinds of jobs that can be run.
-KINDS: Final = ("train", "export")
+KINDS: Final = ("train", "export", "replay")
 MAX_ALLOWED_INCREASE: Final = 10.0
 
 
@@ -43,12 +43,11 @@ def job_faults(job: pb.Job, job_id: str, request_id: str) -> dict[str, str]:
     elif kind not in KINDS:
         raise Unimplemented(
             Reason.REASON_SPEC_NOT_SUPPORTED,
-            f"jobs of the kind {kind!r} cannot be run yet; {' and '.join(f'`{one}`' for one in KINDS)} can",
+            f"jobs of the kind {kind!r} cannot be run yet; {', '.join(f'`{one}`' for one in KINDS)} can",
             kind=kind,
         )
     else:
-        faults = _export_faults(job.export) if kind == "export" else _train_faults(job.train)
-        wrong |= {f"job.{kind}.{field}": fault for field, fault in faults.items()}
+        wrong |= {f"job.{kind}.{field}": fault for field, fault in _spec_faults(job).items()}
     if kind == "train" and not wrong:
         _refuse_unsupported(job.train)
     return wrong
@@ -115,6 +114,8 @@ def _decided(asked: pb.Job) -> pb.Job:
         job.max_restarts = asked.max_restarts
     if asked.HasField("export"):
         job.export.CopyFrom(asked.export)
+    elif asked.HasField("replay"):
+        job.replay.CopyFrom(asked.replay)
     else:
         job.train.CopyFrom(asked.train)
     return job
@@ -153,6 +154,12 @@ def _id_faults(job_id: str, request_id: str) -> dict[str, str]:
     return wrong
 
 
+def _spec_faults(job: pb.Job) -> dict[str, str]:
+    if job.HasField("export"):
+        return _export_faults(job.export)
+    return _replay_faults(job.replay) if job.HasField("replay") else _train_faults(job.train)
+
+
 def _export_faults(spec: pb.ExportSpec) -> dict[str, str]:
     findings = {
         "version": name_fault("version", spec.version, is_required=True),
@@ -170,6 +177,15 @@ def _export_faults(spec: pb.ExportSpec) -> dict[str, str]:
         )
     if spec.HasField("threads") and not 1 <= spec.threads <= 1024:
         wrong["threads"] = f"{spec.threads} is not from 1 to 1024; leave it out to use those of the machine"
+    return wrong
+
+
+def _replay_faults(spec: pb.ReplaySpec) -> dict[str, str]:
+    finding = name_fault("job", spec.job, is_required=True)
+    wrong = {"job": f"{finding.why}; {finding.fix}"} if finding else {}
+    for field, meaning in (("from_step", "the beginning"), ("to_step", "the newest step")):
+        if getattr(spec, field) < 0:
+            wrong[field] = f"{getattr(spec, field)} is negative; 0 means {meaning}"
     return wrong
 
 

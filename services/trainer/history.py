@@ -41,6 +41,8 @@ def fold(job: pb.Job, event: pb.JobEvent) -> None:
                 job.outputs.append(event.output.name)
         case "recovery":
             _fold_recovery(job, event.recovery)
+        case "replay_report":
+            job.replay_report.CopyFrom(event.replay_report)
 
 
 def valid(events: Iterable[pb.JobEvent]) -> list[pb.JobEvent]:

@@ -55,16 +55,8 @@ class Pipeline:
         self._release(training, phase, corpus, origin, step)
 
     def _prepare(self, spec: pb.TrainSpec, dataset: datasets_pb2.Dataset) -> Corpus:
-        wanted = CorpusSpec(
-            blob=dataset.blob,
-            tokenizer=spec.tokenizer.kind,
-            vocab_size=spec.tokenizer.vocab_size,
-            validation_fraction=spec.validation_fraction,
-            form=dataset.format,
-            data=spec.data if spec.HasField("data") else None,
-        )
         start = time.monotonic()
-        corpus = self._run.corpora.prepare(wanted, self._run.download, self._say_preparing)
+        corpus = prepared_corpus(self._run, spec, dataset)
         if not self._run.past_plan():
             self._report(corpus.facts, time.monotonic() - start)
         return corpus
@@ -81,19 +73,16 @@ class Pipeline:
         for why, count in sorted(facts.dropped_rows.items()):
             self._run.warn(f"{count:,} rows are left out: {why}")
 
-    def _say_preparing(self, message: str) -> None:
-        self._run.say(pb.JOB_PHASE_PREPARE, message)
-
     def _training(self, corpus: Corpus) -> tuple[Training, TrainingPhase]:
         """The run by the plan that an earlier attempt fixed, or by one that is fixed now."""
         known = self._run.past_plan()
         fixed = known or self._fix_plan(corpus)
         if known is None:
             self._run.log.append(pb.JobEvent(plan=fixed))
-        training = _new_training(fixed.train, corpus, self._run.warn if known is None else _say_nothing)
+        training = new_training(fixed.train, corpus, self._run.warn if known is None else say_nothing)
         phase = TrainingPhase(
             training,
-            prompter=_prompter(corpus),
+            prompter=prompter_of(corpus),
             folder=self._folder,
             log=self._run.log,
             control=self._run.control,
@@ -119,7 +108,7 @@ class Pipeline:
         # Any number of steps will do: the duration of a step does not depend on it.
         provisional = plan(spec, facts, machine, step_s=1.0).train
         pace = Pace.measure(
-            _new_training(provisional, corpus, _say_nothing), _prompter(corpus).prompts(provisional.sample)
+            new_training(provisional, corpus, say_nothing), prompter_of(corpus).prompts(provisional.sample)
         )
         self._run.heed()
         fixed = budgeted_plan(spec, facts, machine, pace)
@@ -171,7 +160,21 @@ class Pipeline:
         return best.step
 
 
-def _new_training(spec: pb.TrainSpec, corpus: Corpus, warn: Callable[[str], None]) -> Training:
+def prepared_corpus(run: JobRun, spec: pb.TrainSpec, dataset: datasets_pb2.Dataset) -> Corpus:
+    """The tokens of a dataset as a spec asks for them, made if they are not there yet."""
+    wanted = CorpusSpec(
+        blob=dataset.blob,
+        tokenizer=spec.tokenizer.kind,
+        vocab_size=spec.tokenizer.vocab_size,
+        validation_fraction=spec.validation_fraction,
+        form=dataset.format,
+        data=spec.data if spec.HasField("data") else None,
+    )
+    return run.corpora.prepare(wanted, run.download, lambda message: run.say(pb.JOB_PHASE_PREPARE, message))
+
+
+def new_training(spec: pb.TrainSpec, corpus: Corpus, warn: Callable[[str], None]) -> Training:
+    """A run before its first step, by a resolved spec; `warn` hears what of the rows is cut or left out."""
     if corpus.rows is None:
         return Training(
             spec,
@@ -196,11 +199,12 @@ def _new_training(spec: pb.TrainSpec, corpus: Corpus, warn: Callable[[str], None
     )
 
 
-def _say_nothing(_: str) -> None:
+def say_nothing(_: str) -> None:
     """What was said once need not be said again."""
 
 
-def _prompter(corpus: Corpus) -> Prompter:
+def prompter_of(corpus: Corpus) -> Prompter:
+    """Who knows what samples of a corpus go on from."""
     # The whole prompt of a row, so that what follows is an answer; a text has none.
     asked = int(corpus.rows[1].prompts[0]) if corpus.rows else 0
     return Prompter(corpus.tokenizer, beginning(corpus.validation, asked))

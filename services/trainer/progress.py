@@ -32,6 +32,8 @@ _EXPORT_SPANS: Final = {
     pb.JOB_PHASE_REGISTER: (0.95, 0.99),
     pb.JOB_PHASE_DEPLOY: (0.99, 1.0),
 }
+_REPLAY_SPANS: Final = {pb.JOB_PHASE_PREPARE: (0.0, 0.1), pb.JOB_PHASE_TRAIN: (0.1, 1.0)}
+_SPANS: Final = {"train": _TRAIN_SPANS, "export": _EXPORT_SPANS, "replay": _REPLAY_SPANS}
 
 
 class ProgressReporter:
@@ -39,7 +41,7 @@ class ProgressReporter:
 
     def __init__(self, log: EventLog, kind: str = "train", clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
-        self._spans = _EXPORT_SPANS if kind == "export" else _TRAIN_SPANS
+        self._spans = _SPANS[kind]
         self._clock = clock
         self._progress = pb.JobProgress()
         self._said_at = -INTERVAL_S
@@ -86,7 +88,11 @@ class ProgressReporter:
     def _count(self, step: int, total_steps: int, tokens: int) -> None:
         begin, end = self._spans[pb.JOB_PHASE_TRAIN]
         self._progress.step, self._progress.total_steps, self._progress.tokens = step, total_steps, tokens
-        self._progress.fraction = begin + (end - begin) * step / total_steps
+        self._progress.fraction = begin + (end - begin) * self._part(step, total_steps)
+
+    def _part(self, step: int, total_steps: int) -> float:
+        """How much of the training is done after `step`."""
+        return step / total_steps
 
     def _say(self) -> None:
         self._said_at = self._clock()

@@ -26,6 +26,7 @@ from services.trainer.job_measures import Curves, JobRecord
 from services.trainer.job_statistics import statistics_of
 from services.trainer.jobs import JobStore, etag
 from services.trainer.planner import Planner
+from services.trainer.replay_plan import plan_replay
 from services.trainer.supervisor import Supervisor
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -46,8 +47,8 @@ class TrainerServicer(Base):
         self._planner = planner
 
     async def PlanJob(self, request: pb.PlanJobRequest, context: Context) -> pb.PlanJobResponse:
-        wrong = job_faults(request.job, "", "")
-        return pb.PlanJobResponse(plan=await self._planner.plan(request.job, wrong))
+        await self._plan(request.job, job_faults(request.job, "", ""))
+        return pb.PlanJobResponse(plan=request.job.plan)
 
     async def PreviewExamples(self, request: pb.PreviewExamplesRequest, context: Context) -> pb.PreviewExamplesResponse:
         raise Unimplemented(Reason.REASON_SPEC_NOT_SUPPORTED, "examples cannot be previewed yet")
@@ -165,7 +166,12 @@ class TrainerServicer(Base):
 
     async def _plan(self, job: pb.Job, wrong: Mapping[str, str]) -> None:
         """Gives a job its plan. Its configuration is that of this plan, however exact the plan becomes later."""
-        job.plan.CopyFrom(await self._planner.plan(job, wrong))
+        if job.HasField("replay"):
+            if wrong:
+                raise InvalidArgument.fields(dict(wrong))
+            job.plan.CopyFrom(plan_replay(await self._job(job.replay.job), job.replay))
+        else:
+            job.plan.CopyFrom(await self._planner.plan(job, wrong))
         job.configuration_id = job.plan.configuration_id
 
     def _curves(self, job: pb.Job) -> Curves:

@@ -218,7 +218,11 @@ class TrainingPhase:
         self._training.microbatch_size = self._recoveries.microbatch_size(step)
         metric = self._training.step(step)
         self._history = history_after(self._history, metric)
-        known = self._past.losses.get(step)
+        self._tell(metric)
+
+    def _tell(self, metric: pb.TrainingMetric) -> None:
+        """Write a step that is done for the first time; compare one that is done again."""
+        step, known = metric.step, self._past.losses.get(metric.step)
         if known is None:
             metric.memory_bytes = self._memory_bytes()
             self._log.append(pb.JobEvent(metric=metric))

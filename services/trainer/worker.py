@@ -58,7 +58,7 @@ def work(directory: JobDirectory) -> int:
             control = Control(directory.path, log, past, directory.read_job().live)
             control.hear_signals()
             _run(directory, job, past, log, control)
-            change = pb.StateChange(state=pb.JOB_STATE_SUCCEEDED, message="everything is registered")
+            change = pb.StateChange(state=pb.JOB_STATE_SUCCEEDED, message=_farewell(job))
         except Leaving as leaving:
             if leaving.state is None:
                 log.log(pb.LOG_SEVERITY_INFO, str(leaving))
@@ -76,13 +76,21 @@ def _run(directory: JobDirectory, job: pb.Job, past: Sequence[pb.JobEvent], log:
     from services.trainer.export_pipeline import ExportPipeline
     from services.trainer.job_run import JobRun
     from services.trainer.pipeline import Pipeline
+    from services.trainer.replay_pipeline import ReplayPipeline
 
     run = JobRun(directory, job, past, log, control)
     try:
-        pipeline = ExportPipeline(run) if job.HasField("export") else Pipeline(run)
-        pipeline.run(job.attempt_count + 1)
+        kinds: dict[str | None, type[Pipeline | ExportPipeline | ReplayPipeline]] = {
+            "export": ExportPipeline,
+            "replay": ReplayPipeline,
+        }
+        kinds.get(job.WhichOneof("spec"), Pipeline)(run).run(job.attempt_count + 1)
     finally:
         run.close()
+
+
+def _farewell(job: pb.Job) -> str:
+    return "everything is compared" if job.HasField("replay") else "everything is registered"
 
 
 def failure(error: Exception, directory: JobDirectory) -> pb.StateChange:

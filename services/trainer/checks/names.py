@@ -18,6 +18,7 @@ PATTERNS = {
     "dataset": (rf"datasets/{ID}(/versions/[1-9][0-9]{{0,17}})?", "`datasets/tiny` or `datasets/tiny/versions/2`"),
     "model": (f"models/{ID}", "`models/poet`"),
     "deployment": (f"deployments/{ID}", "`deployments/poet`"),
+    "job": (f"jobs/{ID}", "`jobs/j-1`"),
 }
 MAX_ALIASES = 16
 _MEASURED_TOKENS = 4096
