@@ -39,10 +39,8 @@ def fold(job: pb.Job, event: pb.JobEvent) -> None:
         case "output":
             if event.output.name not in job.outputs:
                 job.outputs.append(event.output.name)
-        case "recovery":
-            _fold_recovery(job, event.recovery)
-        case "replay_report":
-            job.replay_report.CopyFrom(event.replay_report)
+        case "recovery" | "replay_report":
+            _fold_finding(job, event)
 
 
 def valid(events: Iterable[pb.JobEvent]) -> list[pb.JobEvent]:
@@ -96,6 +94,13 @@ def _fold_state(job: pb.Job, event: pb.JobEvent) -> None:
         job.progress.ClearField("eta")
     if change.state == pb.JOB_STATE_SUCCEEDED:
         job.progress.fraction = 1.0
+
+
+def _fold_finding(job: pb.Job, event: pb.JobEvent) -> None:
+    if event.HasField("recovery"):
+        _fold_recovery(job, event.recovery)
+    else:
+        job.replay_report.CopyFrom(event.replay_report)
 
 
 def _fold_recovery(job: pb.Job, recovery: pb.Recovery) -> None:
