@@ -8,6 +8,7 @@ import inspect
 import logging
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any, TypeAlias
@@ -33,6 +34,8 @@ from octavo.v1 import errors_pb2
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 DEFECTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 """The codes that mark a server's span as failed (OpenTelemetry's RPC conventions); the others are the caller's."""
+REFUSAL_INTERVAL_S = 1.0
+"""How often at most a method's refusals for want of room are logged, in seconds: who sheds load has better to do."""
 
 # Generic in their stubs only.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -46,6 +49,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._telemetry = telemetry
         self._keyring = keyring
         self._deadline_s = deadline_s
+        self._refusals: defaultdict[str, Refusals] = defaultdict(Refusals)
         self._wrapped: dict[str, Handler] = {}
         self._watches: set[asyncio.Task[Any]] = set()
         self._is_draining = False
@@ -69,6 +73,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         for task in self._watches:
             task.cancel()
 
+    def _observed(self, method: str, context: Context) -> "Observation":
+        return Observation(self._telemetry, method, context, self._refusals[method])
+
     def _wrap(self, method: str, handler: Handler) -> Handler:
         read, write = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary:
@@ -86,7 +93,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         deadline_s = self._deadline_s if not method.endswith("/WriteBlob") else None
 
         async def call(request: Any, context: Context) -> Any:
-            with Observation(self._telemetry, method, context) as observation:
+            with self._observed(method, context) as observation:
                 try:
                     self._admit(context)
                     async with asyncio.timeout(deadline_s):
@@ -106,7 +113,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if is_watch and task:
                 self._watches.add(task)
                 task.add_done_callback(self._watches.discard)
-            with Observation(self._telemetry, method, context) as observation:
+            with self._observed(method, context) as observation:
                 try:
                     self._admit(context)
                     async for message in behaviour(request, context):
@@ -176,13 +183,30 @@ def _reading(behaviour: Callable[..., Any], read: Callable[[bytes], Any] | None)
     return call
 
 
+class Refusals:
+    """How many calls of a method were refused for want of room since the log last said so."""
+
+    def __init__(self) -> None:
+        self._kept_back = 0
+        self._told_s = -REFUSAL_INTERVAL_S
+
+    def told(self, now_s: float) -> int:
+        """How many there are to be told now, this one included; 0 where it is too early."""
+        self._kept_back += 1
+        if now_s < self._told_s + REFUSAL_INTERVAL_S:
+            return 0
+        self._told_s, count, self._kept_back = now_s, self._kept_back, 0
+        return count
+
+
 class Observation:
     """One call, watched from its beginning to its end: span, metrics, access log."""
 
-    def __init__(self, telemetry: Telemetry, method: str, context: Context) -> None:
+    def __init__(self, telemetry: Telemetry, method: str, context: Context, refusals: Refusals) -> None:
         self.method = method
         self.code = "OK"
         self.reason = ""
+        self._refusals = refusals
         self._telemetry = telemetry
         self._context = context
         self._stack = ExitStack()
@@ -224,8 +248,11 @@ class Observation:
 
     def _log(self, duration_s: float) -> None:
         level = logging.DEBUG if self.code in {"OK", "CANCELLED"} else logging.INFO
-        if self._telemetry.logger.isEnabledFor(level):
-            facts = {"code": self.code, "duration_ms": round(duration_s * 1e3, 2), "peer": self._context.peer()}
+        count = self._refusals.told(time.perf_counter()) if self.code == "RESOURCE_EXHAUSTED" else 1
+        if count and self._telemetry.logger.isEnabledFor(level):
+            facts: dict[str, object] = {"code": self.code, "duration_ms": round(duration_s * 1e3, 2), "peer": self._context.peer()}
             if self.reason:
                 facts["reason"] = self.reason
+            if count > 1:
+                facts["count"] = count
             self._telemetry.logger.log(level, self.method[1:], extra=facts)

@@ -239,7 +239,10 @@ class Scheduler:
         return all(common_length(one.prompt, sequence.prompt) < LEAST for one in self.reading)
 
     def _reuse(self, sequence: Sequence) -> tuple[Copy, ...]:
-        """Finds what the cache already has of a prompt, and saves what its row holds of others where there is room."""
+        """Finds what the cache already has of a prompt, and saves what its row holds of others where there is room.
+
+        There is none where the free rows are about to be filled too.
+        """
         copies: tuple[Copy, ...] = ()
         match = self.prefixes.longest_match(sequence.prompt)
         row = sequence.row
@@ -247,7 +250,8 @@ class Scheduler:
             sequence.read = sequence.reused = match.length
         if match is None or match.row != row:
             oldest = self.prefixes.oldest(row)
-            if oldest != row and self.prefixes.length(row) and not self.prefixes.is_held_elsewhere(row):
+            has_room = len(self._waiting) < self.slots - self.running_count
+            if has_room and oldest != row and self.prefixes.length(row) and not self.prefixes.is_held_elsewhere(row):
                 copies += (Copy(row, oldest, self.prefixes.length(row)),)
                 self.prefixes.copy(row, oldest)
             if match:

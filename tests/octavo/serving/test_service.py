@@ -14,20 +14,23 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from octavo.addresses import Addresses
 from octavo.client import AsyncClient
-from octavo.errors import Internal, NotFound, Unauthenticated, Unavailable, Unimplemented
+from octavo.errors import Internal, NotFound, ResourceExhausted, Unauthenticated, Unavailable, Unimplemented
 from octavo.serving import ProcessMetrics, ProgramSettings, Service, SettingsError, Telemetry, running, serve
 from octavo.serving.auth import key_digest
+from octavo.serving.interceptor import REFUSAL_INTERVAL_S, Refusals
 from octavo.v1 import blobs_pb2, blobs_pb2_grpc, errors_pb2, registry_pb2, registry_pb2_grpc
 
 CONTRACTS = ("octavo.v1.Registry", "octavo.v1.Blobs")
 
 
 class RegistryServicer(registry_pb2_grpc.RegistryServicer):
-    """Answers three calls, each in another way; leaves the rest to the contract's default."""
+    """Answers some calls, each in another way; leaves the rest to the contract's default."""
 
     async def GetModel(self, request, context):
         if request.name == "models/broken":
             raise ZeroDivisionError("a secret of the implementation")
+        if request.name == "models/popular":
+            raise ResourceExhausted(errors_pb2.REASON_QUEUE_FULL, "as many as may", retry_after_s=1)
         if request.name != "models/poet":
             raise NotFound(errors_pb2.REASON_MODEL_NOT_FOUND, f"there is no {request.name}", model=request.name)
         return registry_pb2.Model(name=request.name)
@@ -108,6 +111,23 @@ async def test_a_defect_is_logged_in_full_and_told_in_one_sentence(program, capl
     assert "secret" not in str(caught.value)
     assert caught.value.metadata == {"request_id": "r-17"}
     assert "a secret of the implementation" in caplog.text
+
+
+async def test_refusals_for_want_of_room_are_answered_each_and_logged_together(program, caplog):
+    logging.getLogger("octavo").propagate = True
+    caplog.set_level(logging.INFO, "octavo.registry")
+    async with client_of(program) as client:
+        for _ in range(20):
+            with pytest.raises(ResourceExhausted):
+                await client.registry.GetModel(registry_pb2.GetModelRequest(name="models/popular"))
+    lines = [record for record in caplog.records if getattr(record, "code", "") == "RESOURCE_EXHAUSTED"]
+    assert 1 <= len(lines) < 20
+
+
+def test_the_log_tells_of_refusals_once_an_interval_and_how_many():
+    refusals = Refusals()
+    times_s = (0, 0.1, 0.9 * REFUSAL_INTERVAL_S, REFUSAL_INTERVAL_S, 5 * REFUSAL_INTERVAL_S)
+    assert [refusals.told(now_s) for now_s in times_s] == [1, 0, 0, 3, 1]
 
 
 async def test_a_call_that_is_not_built_yet_says_so(program):

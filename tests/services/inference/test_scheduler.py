@@ -145,6 +145,18 @@ def test_what_a_finished_row_held_is_found_again_after_others_had_its_place():
     assert again.reused == 20
 
 
+def test_nothing_is_saved_in_rows_that_are_about_to_be_filled():
+    rows = Rows()
+    for number in range(2):  # the first two rows hold prompts that are over
+        rows.add(distinct(number, 20))
+    rows.finish()
+    rows.runs.clear()
+    for number in range(2, 2 + SLOTS):
+        rows.add(distinct(number, 20))
+    rows.read()
+    assert [run.copies for run in rows.runs] == [()] * len(rows.runs)
+
+
 def test_one_token_of_a_prompt_is_always_read():
     rows = Rows()
     rows.add(Stub(0, range(30)))
