@@ -19,6 +19,7 @@ from services.inference.batch_policy import BatchPolicy
 from services.inference.device import PROCESSOR, Choice
 from services.inference.engine import Engine
 from services.inference.forms import Forms
+from services.inference.memory import join_pages
 from services.inference.memory_budget import Footprint, cache_element_bytes, weights_bytes
 from services.inference.outbox import Courier
 from services.inference.rehearsal import Rehearsal
@@ -56,7 +57,9 @@ class Loader:
     def load(self, directory: Path, key: Key) -> LoadedModel | TensorModel:
         """What the files in `directory` become, at work. Raises OctavoError where they cannot serve."""
         graph = self._graph(directory, key)
-        return self._text(directory, graph, key) if is_text(directory) else self._tensors(graph, key)
+        found = self._text(directory, graph, key) if is_text(directory) else self._tensors(graph, key)
+        join_pages()
+        return found
 
     def _tensors(self, graph: Path, key: Key) -> TensorModel:
         usual = BatchPolicy(

@@ -32,7 +32,7 @@ class InferenceSettings(ProgramSettings):
     """Prompts are read in chunks of so many tokens, one chunk between two steps of those already running."""
     threads: int = 0
     """Threads of one model's computation; 0 takes the cores that this process may use."""
-    spin_us: int = 50
+    spin_us: int = 100
     """How long these threads burn a core while they wait for one another, in microseconds, before they sleep; 0 lets
     them sleep at once. Waking takes about as long as a small operation."""
     device: str = "auto"

@@ -1,4 +1,5 @@
 import ctypes
+import mmap
 import threading
 
 import numpy as np
@@ -56,3 +57,19 @@ def test_what_a_thread_allocates_for_a_model_goes_when_it_is_freed():
     thread.join()
     assert grown[0] > 20 << 20
     assert grown[1] < 10 << 20
+
+
+def test_what_is_resident_throughout_moves_to_huge_pages_and_keeps_its_content():
+    weights = np.random.default_rng(0).integers(0, 255, 40 << 20, np.uint8)
+    kept, before, resident = weights.copy(), memory.join_pages(), resident_bytes()
+    untouched = np.frombuffer(mmap.mmap(-1, 64 << 20), np.uint8)
+    if not before:
+        pytest.skip("this system has no huge pages")
+    assert memory.join_pages() >= 60 << 20
+    assert resident_bytes() < resident + (16 << 20)
+    assert np.array_equal(weights, kept)
+    assert not untouched.any()
+
+
+def test_a_system_without_huge_pages_keeps_its_small_ones(tmp_path):
+    assert memory.join_pages(size=tmp_path / "hpage_pmd_size") == 0
