@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from octavo.cli import options, screen, short_names, spec_fields, wording
+from octavo.cli.durations import duration
 from octavo.cli.job_story import state_word
 from octavo.cli.options import AsJson
-from octavo.cli.train import duration
 from octavo.v1 import trainer_pb2 as pb
 
 Name = Annotated[str, typer.Argument(help="`j-…` or `jobs/j-…`.", metavar="JOB")]

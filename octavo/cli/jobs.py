@@ -6,7 +6,7 @@ import typer
 from google.protobuf import json_format
 from rich.text import Text
 
-from octavo.cli import chart, follow, job_changes, options, paging, screen, short_names, wording
+from octavo.cli import chart, experiments, follow, job_changes, options, paging, screen, short_names, wording
 from octavo.cli.job_changes import Name, tell
 from octavo.cli.job_story import phase_word, subject
 from octavo.cli.job_view import CHART_ROWS, state_text
@@ -19,6 +19,10 @@ app = typer.Typer(no_args_is_help=True, help="Any long work: training and the re
 
 app.command()(job_changes.update)
 app.command()(job_changes.fork)
+app.command()(experiments.plan)
+app.command()(experiments.compare)
+app.command()(experiments.best)
+app.command()(experiments.statistics)
 
 
 @app.command("list")
@@ -231,6 +235,7 @@ def _facts(job: pb.Job) -> list[tuple[str, screen.Cell]]:
         ),
         ("attempts", str(job.attempt_count) if job.attempt_count > 1 else ""),
         ("made", ", ".join(job.outputs)),
+        ("configuration", job.configuration_id),
         ("ended", progress.stop.message),
         ("live", _live(job.live)),
         ("error", Text(job.error.message, style="red")),

@@ -59,9 +59,11 @@ def _train_facts(plan: pb.Plan) -> list[tuple[str, screen.Cell]]:
         ("tokenizer", f"{tokenizer}, {vocabulary:,} entries" if vocabulary else tokenizer),
         ("data", f"{wording.count(plan.dataset_tokens)} tokens, seen {plan.epochs:.2g} times"),
         ("steps", f"{steps} of {wording.count(plan.tokens_per_step)} tokens ({spec.batch_size} sequences)"),
-        ("memory", f"about {wording.size(plan.memory_bytes)}"),
+        ("memory", f"about {wording.size(plan.memory_bytes)}, {wording.size(plan.disk_bytes)} of disk"),
         ("time", f"about {wording.lasting(duration_s)}" if duration_s else ""),
+        ("cost", f"about {plan.estimated_cost:,.2f}" if plan.HasField("estimated_cost") else ""),
         ("seed", str(spec.seed)),
+        ("configuration", plan.configuration_id),
     ]
 
 

@@ -73,11 +73,12 @@ def _set(message: Message, path: Path, text: str) -> None:
 
 def _value(field: FieldDescriptor, text: str) -> object:
     if field.is_repeated:
-        return [_single(field, part.strip()) for part in text.split(",") if part.strip()]
-    return _single(field, text)
+        return [single(field, part.strip()) for part in text.split(",") if part.strip()]
+    return single(field, text)
 
 
-def _single(field: FieldDescriptor, text: str) -> object:
+def single(field: FieldDescriptor, text: str) -> object:
+    """One value from its text, as the field's type has it. Raises typer.BadParameter."""
     try:
         if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
             return _BOOLEANS[text.lower()]

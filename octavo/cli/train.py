@@ -1,18 +1,15 @@
 """`octavo train DATASET --model NAME`: from a dataset to a proven version, followed as it happens."""
 
-import re
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
-from google.protobuf.duration_pb2 import Duration
 
-from octavo.cli import short_names, spec_fields, submission, wording
+from octavo.cli import config_file, short_names, spec_fields, submission, wording
+from octavo.cli.durations import duration
 from octavo.cli.options import AsJson
 from octavo.v1 import trainer_pb2 as pb
-
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?$")
-_UNITS_S = {"ms": 1e-3, "s": 1.0, None: 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Family(StrEnum):
@@ -33,21 +30,15 @@ class Tokenizer(StrEnum):
 TOKENIZERS = {Tokenizer.CHAR: pb.TOKENIZER_KIND_CHARACTER, Tokenizer.BPE: pb.TOKENIZER_KIND_BYTE_BPE}
 
 
-def duration(text: str) -> Duration:
-    """`90s`, `2min`, `1.5h` as a Duration. Raises typer.BadParameter."""
-    match = _DURATION.match(text.strip())
-    if not match:
-        raise typer.BadParameter(f"{text!r} is no duration; write 60s, 5min or 1.5h")
-    parsed = Duration()
-    parsed.FromNanoseconds(round(float(match[1]) * _UNITS_S[match[2]] * 1e9))
-    return parsed
-
-
 def train(
     context: typer.Context,
-    dataset: Annotated[str, typer.Argument(help="What to learn from: `tiny` or `tiny/2`.")],
+    dataset: Annotated[str, typer.Argument(help="What to learn from: `tiny` or `tiny/2`.")] = "",
     *,
-    model: Annotated[str, typer.Option("--model", "-m", help="The model that gets the new version: `poet`.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model that gets the new version: `poet`.")] = "",
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file with fields of TrainSpec; options go before it.", exists=True, dir_okay=False),
+    ] = None,
     size: Annotated[int | None, typer.Option(min=1, max=48, help="The one dial: depth; the rest follows.")] = None,
     family: Annotated[Family | None, typer.Option(help="Layout of the model; qwen3 unless said.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Stop after this time: 60s, 5min.", metavar="TIME")] = None,
@@ -84,10 +75,11 @@ def train(
     `octavo train tiny --model poet --size 6 --tokenizer bpe --plan`
 
     `octavo train tiny --model poet --steps 500 --set heads=8 --set dropout=0.1 --detach`
+
+    `octavo train --config poet.yaml --seed 2`
     """
-    spec = pb.TrainSpec(dataset=short_names.dataset(dataset), model=short_names.model(model), size=size, seed=seed)
-    spec.aliases.extend(alias or [])
-    spec.export_precisions.extend(precision or [])
+    spec = _begun(config, dataset=dataset, model=model)
+    spec.MergeFrom(pb.TrainSpec(size=size, seed=seed, aliases=alias, export_precisions=precision))
     _apply_text(spec, tokenizer=tokenizer, vocab_size=vocab_size, prompt=prompt)
     if deploy:
         spec.deployment = f"deployments/{wording.bare(spec.model)}"
@@ -103,6 +95,19 @@ def train(
         is_detached=is_detached,
         as_json=as_json,
     )
+
+
+def _begun(config: Path | None, *, dataset: str, model: str) -> pb.TrainSpec:
+    """The spec of a file, or an empty one, with the names that were given. Raises typer.BadParameter without them."""
+    spec = config_file.read(config) if config else pb.TrainSpec()
+    if dataset:
+        spec.dataset = short_names.dataset(dataset)
+    if model:
+        spec.model = short_names.model(model)
+    for name, value in (("DATASET", spec.dataset), ("--model", spec.model)):
+        if not value:
+            raise typer.BadParameter(f"{name} is missing; give it, or a --config that names it")
+    return spec
 
 
 def _apply_text(spec: pb.TrainSpec, *, tokenizer: Tokenizer | None, vocab_size: int | None, prompt: str) -> None:

@@ -93,6 +93,35 @@ def test_a_plan_runs_nothing_and_shows_what_it_comes_to(octavo, text_file, name)
     assert json.loads(octavo("jobs", "list", "--filter", f"labels.x = {name}", "--json")[1]).get("jobs", []) == []
 
 
+def test_a_plan_as_a_file_comes_to_the_same_plan_again(octavo, text_file, name, tmp_path):
+    octavo("datasets", "create", name, text_file)
+    asked = tmp_path / "asked.yaml"
+    asked.write_text(f"dataset: {name}\nmodel: {name}\nsize: 2\ntime_budget: 5min\ntokenizer: {{kind: character}}\n")
+    code, resolved, shown = octavo("jobs", "plan", asked)
+    assert code == 0
+    assert "2 blocks" in shown
+    again = tmp_path / "resolved.yaml"
+    again.write_text(resolved)
+    first, second = (json.loads(octavo("jobs", "plan", one, "--json")[1]) for one in (asked, again))
+    assert first["configurationId"] == second["configurationId"]
+    assert first["train"] == second["train"]
+    code, out, _ = octavo("train", "--config", again, "--seed", "5", "--plan", "--json")
+    assert (code, json.loads(out)["train"]["seed"]) == (0, "5")
+    again.write_text(resolved.replace("dropout:", "drop_out:"))
+    code, out, err = octavo("train", "--config", again, "--plan")
+    assert (code, out) == (1, "")
+    assert "did you mean dropout?" in err
+
+
+def test_nothing_is_best_before_anything_was_trained_and_statistics_count(octavo, text_file, name):
+    octavo("datasets", "create", name, text_file)
+    code, _, err = octavo("jobs", "best", name)
+    assert code == 1
+    assert "JOB_NOT_FOUND" in err
+    assert octavo("jobs", "statistics")[0] == 0
+    assert json.loads(octavo("jobs", "statistics", "--json")[1])["maxRunningJobs"] >= 1
+
+
 @pytest.mark.slow
 def test_a_training_is_followed_paused_listed_and_cancelled(octavo, text_file, name):
     octavo("datasets", "create", name, text_file)

@@ -8,6 +8,23 @@ from octavo.v1 import trainer_pb2 as pb
 pytestmark = pytest.mark.slow
 
 
+async def is_found_again(suite, client, job):
+    """By its configuration, as the best so far, beside another, and in the statistics."""
+    listed = await client.trainer.ListJobs(pb.ListJobsRequest(filter=f"configuration_id = {job.configuration_id}"))
+    assert [one.name for one in listed.jobs] == [job.name]
+    ranked = await client.trainer.GetBestConfiguration(pb.GetBestConfigurationRequest(dataset="datasets/tiny"))
+    assert (list(ranked.best.jobs), ranked.dataset) == ([job.name], "datasets/tiny/versions/1")
+    assert ranked.best.mean == job.best_evaluation.bits_per_byte
+    other = await suite.create(client, suite.spec(steps=100_000, seed=2))
+    compared = await client.trainer.CompareJobs(pb.CompareJobsRequest(names=[job.name, other.name]))
+    assert compared.best_job == job.name
+    assert len(compared.jobs[0].training_curve) == 40
+    await client.trainer.CancelJob(pb.CancelJobRequest(name=other.name))
+    figures = await client.trainer.GetTrainingStatistics(pb.GetTrainingStatisticsRequest())
+    assert figures.models["models/poet"].succeeded_jobs == 1
+    assert figures.throughput[0].tokens >= job.progress.tokens
+
+
 async def test_a_train_job_ends_in_a_proven_version_with_alias_and_deployment(suite):
     async with suite.trainer() as client:
         await suite.add_dataset(client)
@@ -27,6 +44,7 @@ async def test_a_train_job_ends_in_a_proven_version_with_alias_and_deployment(su
         assert job.latest_evaluation.validation_loss < job.latest_metric.loss + 2
         assert job.plan.train.steps == 40
 
+        await is_found_again(suite, client, job)
         version = await client.registry.ResolveVersion(
             registry_pb2.ResolveVersionRequest(reference="models/poet@champion")
         )
