@@ -30,15 +30,23 @@ class Tokenizer(StrEnum):
 TOKENIZERS = {Tokenizer.CHAR: pb.TOKENIZER_KIND_CHARACTER, Tokenizer.BPE: pb.TOKENIZER_KIND_BYTE_BPE}
 
 
+Config = Annotated[
+    Path | None,
+    typer.Option(help="A YAML file with fields of TrainSpec; options go before it.", exists=True, dir_okay=False),
+]
+Precisions = Annotated[list[str] | None, typer.Option("--export-precision", help="Export in int8, int4, … too.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any field of TrainSpec: `--set optimizer.learning_rate=0.002`.", metavar="KEY=VALUE"),
+]
+
+
 def train(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="What to learn from: `tiny` or `tiny/2`.")] = "",
     *,
     model: Annotated[str, typer.Option("--model", "-m", help="The model that gets the new version: `poet`.")] = "",
-    config: Annotated[
-        Path | None,
-        typer.Option(help="A YAML file with fields of TrainSpec; options go before it.", exists=True, dir_okay=False),
-    ] = None,
+    config: Config = None,
     size: Annotated[int | None, typer.Option(min=1, max=48, help="The one dial: depth; the rest follows.")] = None,
     family: Annotated[Family | None, typer.Option(help="Layout of the model; qwen3 unless said.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Stop after this time: 60s, 5min.", metavar="TIME")] = None,
@@ -49,16 +57,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
     base: Annotated[str, typer.Option(help="Fine-tune this version: `poet/3`.", metavar="VERSION")] = "",
     alias: Annotated[list[str] | None, typer.Option(help="Alias to move to the new version; repeatable.")] = None,
-    precision: Annotated[
-        list[str] | None, typer.Option("--export-precision", help="Export in int8, int4, … too.")
-    ] = None,
+    precision: Precisions = None,
     deploy: Annotated[bool, typer.Option("--deploy/--no-deploy", help="Serve the new version once proven.")] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="Any field of TrainSpec: `--set optimizer.learning_rate=0.002`.", metavar="KEY=VALUE"
-        ),
-    ] = None,
+    set_: Settings = None,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="Higher runs first.")] = 0,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what it comes to; nothing runs.")] = False,
     is_detached: Annotated[bool, typer.Option("--detach/--follow", help="Come back at once, or watch it.")] = False,

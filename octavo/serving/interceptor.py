@@ -250,7 +250,11 @@ class Observation:
         level = logging.DEBUG if self.code in {"OK", "CANCELLED"} else logging.INFO
         count = self._refusals.told(time.perf_counter()) if self.code == "RESOURCE_EXHAUSTED" else 1
         if count and self._telemetry.logger.isEnabledFor(level):
-            facts: dict[str, object] = {"code": self.code, "duration_ms": round(duration_s * 1e3, 2), "peer": self._context.peer()}
+            facts: dict[str, object] = {
+                "code": self.code,
+                "duration_ms": round(duration_s * 1e3, 2),
+                "peer": self._context.peer(),
+            }
             if self.reason:
                 facts["reason"] = self.reason
             if count > 1:
