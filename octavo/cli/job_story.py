@@ -30,6 +30,7 @@ class JobStory:
     validation: list[tuple[float, float]] = field(default_factory=list)
     outputs: list[pb.JobOutput] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    usage: pb.ResourceUsage | None = None
     attempts: int = 0
     error: pb.StateChange | None = None
     replay: pb.ReplayReport | None = None
@@ -123,6 +124,9 @@ class JobStory:
     def _tell_command_applied(self, applied: pb.CommandApplied) -> None:
         command = (applied.command.WhichOneof("command") or "command").replace("live", "live settings")
         self.notes.append(f"{command} applied at step {applied.step}")
+
+    def _tell_resource_usage(self, usage: pb.ResourceUsage) -> None:
+        self.usage = usage
 
     def _tell_recovery(self, recovery: pb.Recovery) -> None:
         # A line of the log says it in words.

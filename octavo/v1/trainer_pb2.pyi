@@ -467,6 +467,18 @@ class _DiagnosisVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Diag
     """Good enough to serve."""
     DIAGNOSIS_VERDICT_DEPLOY: _DiagnosisVerdict.ValueType  # 8
     """Better than needed: deploy."""
+    DIAGNOSIS_VERDICT_OUT_OF_MEMORY: _DiagnosisVerdict.ValueType  # 9
+    """Memory did not suffice, and the microbatch was split."""
+    DIAGNOSIS_VERDICT_LOSS_SPIKES: _DiagnosisVerdict.ValueType  # 10
+    """Single steps whose loss stands far above those before."""
+    DIAGNOSIS_VERDICT_EXPLODING_GRADIENTS: _DiagnosisVerdict.ValueType  # 11
+    """The norm of the gradient grows without bound."""
+    DIAGNOSIS_VERDICT_DEAD_GRADIENTS: _DiagnosisVerdict.ValueType  # 12
+    """Parts of the model get no gradient."""
+    DIAGNOSIS_VERDICT_UPDATES_OUT_OF_PROPORTION: _DiagnosisVerdict.ValueType  # 13
+    """Updates far too large or too small for the weights."""
+    DIAGNOSIS_VERDICT_TRAIN_LONGER: _DiagnosisVerdict.ValueType  # 14
+    """On its way, not yet good enough to serve."""
 
 class DiagnosisVerdict(_DiagnosisVerdict, metaclass=_DiagnosisVerdictEnumTypeWrapper):
     """What a diagnosis found."""
@@ -489,7 +501,51 @@ DIAGNOSIS_VERDICT_READY: DiagnosisVerdict.ValueType  # 7
 """Good enough to serve."""
 DIAGNOSIS_VERDICT_DEPLOY: DiagnosisVerdict.ValueType  # 8
 """Better than needed: deploy."""
+DIAGNOSIS_VERDICT_OUT_OF_MEMORY: DiagnosisVerdict.ValueType  # 9
+"""Memory did not suffice, and the microbatch was split."""
+DIAGNOSIS_VERDICT_LOSS_SPIKES: DiagnosisVerdict.ValueType  # 10
+"""Single steps whose loss stands far above those before."""
+DIAGNOSIS_VERDICT_EXPLODING_GRADIENTS: DiagnosisVerdict.ValueType  # 11
+"""The norm of the gradient grows without bound."""
+DIAGNOSIS_VERDICT_DEAD_GRADIENTS: DiagnosisVerdict.ValueType  # 12
+"""Parts of the model get no gradient."""
+DIAGNOSIS_VERDICT_UPDATES_OUT_OF_PROPORTION: DiagnosisVerdict.ValueType  # 13
+"""Updates far too large or too small for the weights."""
+DIAGNOSIS_VERDICT_TRAIN_LONGER: DiagnosisVerdict.ValueType  # 14
+"""On its way, not yet good enough to serve."""
 Global___DiagnosisVerdict: _TypeAlias = DiagnosisVerdict  # noqa: Y015
+
+class _ReadinessLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReadinessLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReadinessLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    READINESS_LEVEL_UNSPECIFIED: _ReadinessLevel.ValueType  # 0
+    """Never sent."""
+    READINESS_LEVEL_NOT_READY: _ReadinessLevel.ValueType  # 1
+    """4.33 and more."""
+    READINESS_LEVEL_TRAIN_LONGER: _ReadinessLevel.ValueType  # 2
+    """Below 4.33, or memory grows."""
+    READINESS_LEVEL_READY: _ReadinessLevel.ValueType  # 3
+    """Below 3.61, with stable memory."""
+    READINESS_LEVEL_DEPLOY: _ReadinessLevel.ValueType  # 4
+    """Below 2.89, with stable memory."""
+
+class ReadinessLevel(_ReadinessLevel, metaclass=_ReadinessLevelEnumTypeWrapper):
+    """How far a model is on its way to being served, in bits per byte of validation text."""
+
+READINESS_LEVEL_UNSPECIFIED: ReadinessLevel.ValueType  # 0
+"""Never sent."""
+READINESS_LEVEL_NOT_READY: ReadinessLevel.ValueType  # 1
+"""4.33 and more."""
+READINESS_LEVEL_TRAIN_LONGER: ReadinessLevel.ValueType  # 2
+"""Below 4.33, or memory grows."""
+READINESS_LEVEL_READY: ReadinessLevel.ValueType  # 3
+"""Below 3.61, with stable memory."""
+READINESS_LEVEL_DEPLOY: ReadinessLevel.ValueType  # 4
+"""Below 2.89, with stable memory."""
+Global___ReadinessLevel: _TypeAlias = ReadinessLevel  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
@@ -553,6 +609,7 @@ class Job(_message.Message):
     STATE_MESSAGE_FIELD_NUMBER: _builtins.int
     RUNNING_DURATION_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
+    LATEST_RESOURCE_USAGE_FIELD_NUMBER: _builtins.int
     RECOVERIES_FIELD_NUMBER: _builtins.int
     REPLAY_REPORT_FIELD_NUMBER: _builtins.int
     CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
@@ -689,6 +746,10 @@ class Job(_message.Message):
         """
 
     @_builtins.property
+    def latest_resource_usage(self) -> Global___ResourceUsage:
+        """What worker and machine use, the newest sample; unset before the first."""
+
+    @_builtins.property
     def recoveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Recovery]:
         """What the run changed by itself to go on, oldest first."""
 
@@ -735,13 +796,14 @@ class Job(_message.Message):
         state_message: _builtins.str = ...,
         running_duration: _duration_pb2.Duration | None = ...,
         live: Global___LiveSettings | None = ...,
+        latest_resource_usage: Global___ResourceUsage | None = ...,
         recoveries: _abc.Iterable[Global___Recovery] | None = ...,
         replay_report: Global___ReplayReport | None = ...,
         configuration_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "best_evaluation", b"best_evaluation", "create_time", b"create_time", "end_time", b"end_time", "environment", b"environment", "error", b"error", "evaluate", b"evaluate", "export", b"export", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "live", b"live", "max_restarts", b"max_restarts", "plan", b"plan", "progress", b"progress", "publish", b"publish", "replay", b"replay", "replay_report", b"replay_report", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "best_evaluation", b"best_evaluation", "create_time", b"create_time", "end_time", b"end_time", "environment", b"environment", "error", b"error", "evaluate", b"evaluate", "export", b"export", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "latest_resource_usage", b"latest_resource_usage", "live", b"live", "max_restarts", b"max_restarts", "plan", b"plan", "progress", b"progress", "publish", b"publish", "replay", b"replay", "replay_report", b"replay_report", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "attempt_count", b"attempt_count", "best_evaluation", b"best_evaluation", "configuration_id", b"configuration_id", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "environment", b"environment", "error", b"error", "etag", b"etag", "evaluate", b"evaluate", "export", b"export", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "live", b"live", "max_restarts", b"max_restarts", "name", b"name", "outputs", b"outputs", "parent_job", b"parent_job", "parent_step", b"parent_step", "plan", b"plan", "priority", b"priority", "progress", b"progress", "publish", b"publish", "queue_position", b"queue_position", "recoveries", b"recoveries", "replay", b"replay", "replay_report", b"replay_report", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "attempt_count", b"attempt_count", "best_evaluation", b"best_evaluation", "configuration_id", b"configuration_id", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "environment", b"environment", "error", b"error", "etag", b"etag", "evaluate", b"evaluate", "export", b"export", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "latest_evaluation", b"latest_evaluation", "latest_metric", b"latest_metric", "latest_resource_usage", b"latest_resource_usage", "live", b"live", "max_restarts", b"max_restarts", "name", b"name", "outputs", b"outputs", "parent_job", b"parent_job", "parent_step", b"parent_step", "plan", b"plan", "priority", b"priority", "progress", b"progress", "publish", b"publish", "queue_position", b"queue_position", "recoveries", b"recoveries", "replay", b"replay", "replay_report", b"replay_report", "running_duration", b"running_duration", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message", "synthesize", b"synthesize", "timeout", b"timeout", "train", b"train", "tune", b"tune", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
@@ -2398,6 +2460,9 @@ class TrainingMetric(_message.Message):
     STEP_DURATION_FIELD_NUMBER: _builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    UPDATE_RATIO_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    FLOPS_UTILIZATION_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer step, from 1: the values are those of the batch of this step."""
     tokens: _builtins.int
@@ -2414,9 +2479,21 @@ class TrainingMetric(_message.Message):
     """Speed of the step."""
     memory_bytes: _builtins.int
     """Resident memory of the worker; on cuda, the device's peak."""
+    update_ratio: _builtins.float
+    """The norm of the update of all weights over the norm of the weights: of the newest step at which it was measured,
+    every 50th; 0 before the first.
+    """
+    flops_utilization: _builtins.float
+    """Achieved operations per second over the most that this machine was measured to reach in the same precision; may pass
+    1 where it was measured beside other work. 0 where unknown.
+    """
     @_builtins.property
     def step_duration(self) -> _duration_pb2.Duration:
         """Wall-clock time of the step."""
+
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartVitals]:
+        """The parts of the model one by one; set every 50 steps."""
 
     def __init__(
         self,
@@ -2430,14 +2507,57 @@ class TrainingMetric(_message.Message):
         step_duration: _duration_pb2.Duration | None = ...,
         tokens_per_second: _builtins.float = ...,
         memory_bytes: _builtins.int = ...,
+        update_ratio: _builtins.float = ...,
+        parts: _abc.Iterable[Global___PartVitals] | None = ...,
+        flops_utilization: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["step_duration", b"step_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "matrix_learning_rate", b"matrix_learning_rate", "memory_bytes", b"memory_bytes", "step", b"step", "step_duration", b"step_duration", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flops_utilization", b"flops_utilization", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "matrix_learning_rate", b"matrix_learning_rate", "memory_bytes", b"memory_bytes", "parts", b"parts", "step", b"step", "step_duration", b"step_duration", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second", "update_ratio", b"update_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingMetric: _TypeAlias = TrainingMetric  # noqa: Y015
+
+@_typing.final
+class PartVitals(_message.Message):
+    """The vital signs of one part of a model at one step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    WEIGHT_NORM_FIELD_NUMBER: _builtins.int
+    UPDATE_RATIO_FIELD_NUMBER: _builtins.int
+    DEAD_PARAMETERS_FIELD_NUMBER: _builtins.int
+    part: _builtins.str
+    """`embedding`, `blocks.3` or `head`."""
+    gradient_norm: _builtins.float
+    """Norm of its gradient before clipping."""
+    weight_norm: _builtins.float
+    """Norm of its weights after the update."""
+    update_ratio: _builtins.float
+    """Norm of its update over that of its weights."""
+    @_builtins.property
+    def dead_parameters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its parameters whose gradient is zero throughout: they learn nothing from this batch."""
+
+    def __init__(
+        self,
+        *,
+        part: _builtins.str = ...,
+        gradient_norm: _builtins.float = ...,
+        weight_norm: _builtins.float = ...,
+        update_ratio: _builtins.float = ...,
+        dead_parameters: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_parameters", b"dead_parameters", "gradient_norm", b"gradient_norm", "part", b"part", "update_ratio", b"update_ratio", "weight_norm", b"weight_norm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartVitals: _TypeAlias = PartVitals  # noqa: Y015
 
 @_typing.final
 class Evaluation(_message.Message):
@@ -2661,6 +2781,7 @@ class JobEvent(_message.Message):
     COMMAND_APPLIED_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     RECOVERY_FIELD_NUMBER: _builtins.int
+    RESOURCE_USAGE_FIELD_NUMBER: _builtins.int
     REPLAY_REPORT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 1, without gaps."""
@@ -2719,6 +2840,10 @@ class JobEvent(_message.Message):
         """A step could not be done, and the run changed something to go on."""
 
     @_builtins.property
+    def resource_usage(self) -> Global___ResourceUsage:
+        """What worker and machine use; about once a second."""
+
+    @_builtins.property
     def replay_report(self) -> Global___ReplayReport:
         """What a replay found."""
 
@@ -2740,17 +2865,149 @@ class JobEvent(_message.Message):
         command_applied: Global___CommandApplied | None = ...,
         output: Global___JobOutput | None = ...,
         recovery: Global___Recovery | None = ...,
+        resource_usage: Global___ResourceUsage | None = ...,
         replay_report: Global___ReplayReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "recovery", b"recovery", "replay_report", b"replay_report", "sample", b"sample", "state_change", b"state_change"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "recovery", b"recovery", "replay_report", b"replay_report", "resource_usage", b"resource_usage", "sample", b"sample", "state_change", b"state_change"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "recovery", b"recovery", "replay_report", b"replay_report", "sample", b"sample", "sequence", b"sequence", "state_change", b"state_change"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_start", b"attempt_start", "checkpoint", b"checkpoint", "command_applied", b"command_applied", "create_time", b"create_time", "evaluation", b"evaluation", "event", b"event", "log", b"log", "metric", b"metric", "output", b"output", "plan", b"plan", "progress", b"progress", "recovery", b"recovery", "replay_report", b"replay_report", "resource_usage", b"resource_usage", "sample", b"sample", "sequence", b"sequence", "state_change", b"state_change"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "attempt_start", "plan", "progress", "metric", "evaluation", "sample", "log", "checkpoint", "command_applied", "output", "recovery", "replay_report"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "attempt_start", "plan", "progress", "metric", "evaluation", "sample", "log", "checkpoint", "command_applied", "output", "recovery", "resource_usage", "replay_report"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___JobEvent: _TypeAlias = JobEvent  # noqa: Y015
+
+@_typing.final
+class ResourceUsage(_message.Message):
+    """What a worker and its machine use at a moment. Rates are means since the event before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_CPU_CORES_FIELD_NUMBER: _builtins.int
+    CPU_UTILIZATION_FIELD_NUMBER: _builtins.int
+    PROCESS_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_USED_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_READ_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    DISK_WRITTEN_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    NETWORK_RECEIVED_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    NETWORK_SENT_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    CPU_TEMPERATURE_CELSIUS_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    process_cpu_cores: _builtins.float
+    """CPU time of the worker per second: 2 keeps two cores busy."""
+    cpu_utilization: _builtins.float
+    """Busy part of all cores of the machine, 0 to 1."""
+    process_memory_bytes: _builtins.int
+    """Resident memory of the worker."""
+    memory_used_bytes: _builtins.int
+    """Memory of the machine that is not available."""
+    memory_total_bytes: _builtins.int
+    """Memory of the machine."""
+    disk_used_bytes: _builtins.int
+    """Used part of the disk that holds the trainer's data."""
+    disk_total_bytes: _builtins.int
+    """Size of that disk."""
+    disk_read_bytes_per_second: _builtins.float
+    """What the worker reads from disks."""
+    disk_written_bytes_per_second: _builtins.float
+    """What the worker writes to disks."""
+    network_received_bytes_per_second: _builtins.float
+    """What the machine receives over its networks."""
+    network_sent_bytes_per_second: _builtins.float
+    """What the machine sends."""
+    cpu_temperature_celsius: _builtins.float
+    """Of the hottest sensor of the machine; unset where it has none."""
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuUsage]:
+        """The GPUs of the machine; empty where there are none, or NVML is not there."""
+
+    def __init__(
+        self,
+        *,
+        process_cpu_cores: _builtins.float = ...,
+        cpu_utilization: _builtins.float = ...,
+        process_memory_bytes: _builtins.int = ...,
+        memory_used_bytes: _builtins.int = ...,
+        memory_total_bytes: _builtins.int = ...,
+        disk_used_bytes: _builtins.int = ...,
+        disk_total_bytes: _builtins.int = ...,
+        disk_read_bytes_per_second: _builtins.float = ...,
+        disk_written_bytes_per_second: _builtins.float = ...,
+        network_received_bytes_per_second: _builtins.float = ...,
+        network_sent_bytes_per_second: _builtins.float = ...,
+        cpu_temperature_celsius: _builtins.float | None = ...,
+        gpus: _abc.Iterable[Global___GpuUsage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_temperature_celsius", b"_cpu_temperature_celsius", "cpu_temperature_celsius", b"cpu_temperature_celsius"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_temperature_celsius", b"_cpu_temperature_celsius", "cpu_temperature_celsius", b"cpu_temperature_celsius", "cpu_utilization", b"cpu_utilization", "disk_read_bytes_per_second", b"disk_read_bytes_per_second", "disk_total_bytes", b"disk_total_bytes", "disk_used_bytes", b"disk_used_bytes", "disk_written_bytes_per_second", b"disk_written_bytes_per_second", "gpus", b"gpus", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "network_received_bytes_per_second", b"network_received_bytes_per_second", "network_sent_bytes_per_second", b"network_sent_bytes_per_second", "process_cpu_cores", b"process_cpu_cores", "process_memory_bytes", b"process_memory_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu_temperature_celsius: _TypeAlias = _typing.Literal["cpu_temperature_celsius"]  # noqa: Y015
+    _WhichOneofArgType__cpu_temperature_celsius: _TypeAlias = _typing.Literal["_cpu_temperature_celsius", b"_cpu_temperature_celsius"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_temperature_celsius) -> _WhichOneofReturnType__cpu_temperature_celsius | None: ...
+
+Global___ResourceUsage: _TypeAlias = ResourceUsage  # noqa: Y015
+
+@_typing.final
+class GpuUsage(_message.Message):
+    """What a GPU does at a moment. What a virtual or partitioned device does not tell is unset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    UTILIZATION_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_CELSIUS_FIELD_NUMBER: _builtins.int
+    POWER_WATTS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """As the driver counts."""
+    model: _builtins.str
+    """Such as `NVIDIA H200`."""
+    utilization: _builtins.float
+    """Part of the time in which it computed, 0 to 1."""
+    memory_used_bytes: _builtins.int
+    """Memory in use, by all processes."""
+    memory_total_bytes: _builtins.int
+    """Its memory."""
+    temperature_celsius: _builtins.float
+    """Of the chip."""
+    power_watts: _builtins.float
+    """What it draws, watts."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        model: _builtins.str = ...,
+        utilization: _builtins.float | None = ...,
+        memory_used_bytes: _builtins.int = ...,
+        memory_total_bytes: _builtins.int = ...,
+        temperature_celsius: _builtins.float | None = ...,
+        power_watts: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_power_watts", b"_power_watts", "_temperature_celsius", b"_temperature_celsius", "_utilization", b"_utilization", "power_watts", b"power_watts", "temperature_celsius", b"temperature_celsius", "utilization", b"utilization"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_power_watts", b"_power_watts", "_temperature_celsius", b"_temperature_celsius", "_utilization", b"_utilization", "index", b"index", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "model", b"model", "power_watts", b"power_watts", "temperature_celsius", b"temperature_celsius", "utilization", b"utilization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__power_watts: _TypeAlias = _typing.Literal["power_watts"]  # noqa: Y015
+    _WhichOneofArgType__power_watts: _TypeAlias = _typing.Literal["_power_watts", b"_power_watts"]  # noqa: Y015
+    _WhichOneofReturnType__temperature_celsius: _TypeAlias = _typing.Literal["temperature_celsius"]  # noqa: Y015
+    _WhichOneofArgType__temperature_celsius: _TypeAlias = _typing.Literal["_temperature_celsius", b"_temperature_celsius"]  # noqa: Y015
+    _WhichOneofReturnType__utilization: _TypeAlias = _typing.Literal["utilization"]  # noqa: Y015
+    _WhichOneofArgType__utilization: _TypeAlias = _typing.Literal["_utilization", b"_utilization"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_watts) -> _WhichOneofReturnType__power_watts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature_celsius) -> _WhichOneofReturnType__temperature_celsius | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization) -> _WhichOneofReturnType__utilization | None: ...
+
+Global___GpuUsage: _TypeAlias = GpuUsage  # noqa: Y015
 
 @_typing.final
 class Recovery(_message.Message):
@@ -2928,6 +3185,12 @@ class LogLine(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STEP_DURATION_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     severity: Global___LogSeverity.ValueType
     """How much it matters."""
     message: _builtins.str
@@ -2936,9 +3199,23 @@ class LogLine(_message.Message):
     """Optimizer steps done."""
     sequence: _builtins.int
     """Sequence number of its event; set in ListLogs."""
+    type: _builtins.str
+    """What the line is about: `log`, `step`, `evaluation`, `checkpoint`, `recovery`, `state`; set in ListLogs."""
+    epoch: _builtins.float
+    """How many times the training part has been seen at `step`; set in ListLogs for lines about a step."""
+    learning_rate: _builtins.float
+    """AdamW's learning rate at the step; as `epoch`."""
+    loss: _builtins.float
+    """Training loss of the step, or the validation loss of an evaluation, nats per token; as `epoch`."""
+    gradient_norm: _builtins.float
+    """Norm of the gradient of the step before clipping; as `epoch`."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was written; set in ListLogs."""
+
+    @_builtins.property
+    def step_duration(self) -> _duration_pb2.Duration:
+        """Wall-clock time of the step; as `epoch`."""
 
     def __init__(
         self,
@@ -2948,12 +3225,33 @@ class LogLine(_message.Message):
         step: _builtins.int = ...,
         sequence: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        type: _builtins.str = ...,
+        epoch: _builtins.float | None = ...,
+        step_duration: _duration_pb2.Duration | None = ...,
+        learning_rate: _builtins.float | None = ...,
+        loss: _builtins.float | None = ...,
+        gradient_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_gradient_norm", b"_gradient_norm", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "create_time", b"create_time", "epoch", b"epoch", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "step_duration", b"step_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "message", b"message", "sequence", b"sequence", "severity", b"severity", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_gradient_norm", b"_gradient_norm", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "create_time", b"create_time", "epoch", b"epoch", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "message", b"message", "sequence", b"sequence", "severity", b"severity", "step", b"step", "step_duration", b"step_duration", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__epoch: _TypeAlias = _typing.Literal["epoch"]  # noqa: Y015
+    _WhichOneofArgType__epoch: _TypeAlias = _typing.Literal["_epoch", b"_epoch"]  # noqa: Y015
+    _WhichOneofReturnType__gradient_norm: _TypeAlias = _typing.Literal["gradient_norm"]  # noqa: Y015
+    _WhichOneofArgType__gradient_norm: _TypeAlias = _typing.Literal["_gradient_norm", b"_gradient_norm"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
+    _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epoch) -> _WhichOneofReturnType__epoch | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_norm) -> _WhichOneofReturnType__gradient_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
 
 Global___LogLine: _TypeAlias = LogLine  # noqa: Y015
 
@@ -3126,6 +3424,7 @@ class Diagnosis(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    READINESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`jobs/{job}`."""
     verdict: Global___DiagnosisVerdict.ValueType
@@ -3136,6 +3435,10 @@ class Diagnosis(_message.Message):
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiagnosisFinding]:
         """All findings, the most important first."""
 
+    @_builtins.property
+    def readiness(self) -> Global___Readiness:
+        """Whether it is good enough to serve; unset before the first evaluation."""
+
     def __init__(
         self,
         *,
@@ -3143,14 +3446,63 @@ class Diagnosis(_message.Message):
         verdict: Global___DiagnosisVerdict.ValueType = ...,
         findings: _abc.Iterable[Global___DiagnosisFinding] | None = ...,
         step: _builtins.int = ...,
+        readiness: Global___Readiness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["readiness", b"readiness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "name", b"name", "step", b"step", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "name", b"name", "readiness", b"readiness", "step", b"step", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Diagnosis: _TypeAlias = Diagnosis  # noqa: Y015
+
+@_typing.final
+class Readiness(_message.Message):
+    """Whether the weights of a job are good enough to serve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    BITS_PER_BYTE_FIELD_NUMBER: _builtins.int
+    BYTE_PERPLEXITY_FIELD_NUMBER: _builtins.int
+    IS_MEMORY_STABLE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    level: Global___ReadinessLevel.ValueType
+    """The rung of the ladder."""
+    step: _builtins.int
+    """The step of the evaluation with the lowest bits per byte."""
+    bits_per_byte: _builtins.float
+    """Of that evaluation."""
+    byte_perplexity: _builtins.float
+    """2 to the bits per byte: among how many equally likely bytes the model hesitates, whatever its vocabulary."""
+    is_memory_stable: _builtins.bool
+    """Whether the worker's memory does not grow from step to step."""
+    advice: _builtins.str
+    """What to do."""
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The figures it rests on, for people."""
+
+    def __init__(
+        self,
+        *,
+        level: Global___ReadinessLevel.ValueType = ...,
+        step: _builtins.int = ...,
+        bits_per_byte: _builtins.float = ...,
+        byte_perplexity: _builtins.float = ...,
+        is_memory_stable: _builtins.bool = ...,
+        evidence: _abc.Iterable[_builtins.str] | None = ...,
+        advice: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "bits_per_byte", b"bits_per_byte", "byte_perplexity", b"byte_perplexity", "evidence", b"evidence", "is_memory_stable", b"is_memory_stable", "level", b"level", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Readiness: _TypeAlias = Readiness  # noqa: Y015
 
 @_typing.final
 class DiagnosisFinding(_message.Message):
@@ -3158,25 +3510,55 @@ class DiagnosisFinding(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VERDICT_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
     ADVICE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     verdict: Global___DiagnosisVerdict.ValueType
     """What was found."""
     evidence: _builtins.str
     """The figures it rests on, for people."""
     advice: _builtins.str
     """What to do."""
+    step: _builtins.int
+    """The step at which it shows; 0 where it is about no step."""
+    @_builtins.property
+    def settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What is advised as fields of a TrainSpec, such as `optimizer.learning_rate` to `0.002`: for a fork or the next job."""
+
     def __init__(
         self,
         *,
         verdict: Global___DiagnosisVerdict.ValueType = ...,
         evidence: _builtins.str = ...,
         advice: _builtins.str = ...,
+        step: _builtins.int = ...,
+        settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "evidence", b"evidence", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "evidence", b"evidence", "settings", b"settings", "step", b"step", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -4067,6 +4449,7 @@ class ListMetricsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     AFTER_STEP_FIELD_NUMBER: _builtins.int
     STRIDE_STEPS_FIELD_NUMBER: _builtins.int
+    MAX_POINTS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`jobs/{job}`."""
     page_size: _builtins.int
@@ -4077,6 +4460,10 @@ class ListMetricsRequest(_message.Message):
     """Only steps above this one."""
     stride_steps: _builtins.int
     """Every n-th step only, the newest included; 0 and 1 mean every step."""
+    max_points: _builtins.int
+    """About so many metrics in all, at least 32: the first and the last, all that are not finite, the extremes of every
+    series, and within each stretch the lowest and highest loss and gradient norm. 0 means no limit.
+    """
     def __init__(
         self,
         *,
@@ -4085,10 +4472,11 @@ class ListMetricsRequest(_message.Message):
         page_token: _builtins.str = ...,
         after_step: _builtins.int = ...,
         stride_steps: _builtins.int = ...,
+        max_points: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_step", b"after_step", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "stride_steps", b"stride_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_step", b"after_step", "max_points", b"max_points", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "stride_steps", b"stride_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,7 +20,7 @@ def fingerprint(device_name: str, threads: int) -> pb.EnvironmentFingerprint:
     device = torch.device(device_name)
     environment = pb.EnvironmentFingerprint(
         device=device.type,
-        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        device_name=device_model(device_name),
         threads=threads,
         octavo_version=octavo.__version__,
         torch_version=torch.__version__,
@@ -35,6 +35,11 @@ def fingerprint(device_name: str, threads: int) -> pb.EnvironmentFingerprint:
     content = environment.SerializeToString(deterministic=True)
     environment.digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     return environment
+
+
+def device_model(device_name: str) -> str:
+    """What a device such as `cpu` or `cuda:1` is: `AMD EPYC 9B14`, `NVIDIA H200`."""
+    return torch.cuda.get_device_name(device_name) if device_name.startswith("cuda") else _cpu_name()
 
 
 def _cpu_name() -> str:

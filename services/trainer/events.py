@@ -73,6 +73,7 @@ class EventLog:
         self._records = RecordWriter(directory / FILE)
         self._attempt = attempt
         self._clock = clock
+        self._lock = threading.Lock()
         self._closing = threading.Event()
         self._syncer = threading.Thread(target=self._sync_regularly, name="event-sync", daemon=True)
         self._syncer.start()
@@ -83,11 +84,12 @@ class EventLog:
         return self._records.number
 
     def append(self, event: pb.JobEvent) -> pb.JobEvent:
-        """Number, stamp and write an event whose content is set; returns it."""
-        event.sequence = self._records.number + 1
-        event.attempt = self._attempt
-        event.create_time.CopyFrom(self._clock())
-        self._records.append(event.SerializeToString())
+        """Number, stamp and write an event whose content is set; returns it. Any thread may call it."""
+        with self._lock:
+            event.sequence = self._records.number + 1
+            event.attempt = self._attempt
+            event.create_time.CopyFrom(self._clock())
+            self._records.append(event.SerializeToString())
         return event
 
     def log(self, severity: pb.LogSeverity.ValueType, message: str, step: int = 0) -> None:

@@ -32,6 +32,13 @@ def fold(job: pb.Job, event: pb.JobEvent) -> None:
             job.latest_metric.CopyFrom(event.metric)
             job.progress.step = event.metric.step
             job.progress.tokens = event.metric.tokens
+        case _:
+            _fold_rest(job, event)
+
+
+def _fold_rest(job: pb.Job, event: pb.JobEvent) -> None:
+    """What a training shows now and then, and what comes of a job."""
+    match event.WhichOneof("event"):
         case "evaluation":
             _fold_evaluation(job, event.evaluation)
         case "checkpoint":
@@ -41,6 +48,8 @@ def fold(job: pb.Job, event: pb.JobEvent) -> None:
                 job.outputs.append(event.output.name)
         case "recovery" | "replay_report":
             _fold_finding(job, event)
+        case "resource_usage":
+            job.latest_resource_usage.CopyFrom(event.resource_usage)
 
 
 def valid(events: Iterable[pb.JobEvent]) -> list[pb.JobEvent]:

@@ -95,6 +95,11 @@ class JobRun:
         self.link.call(lambda client: client.download(blob, path))
 
     @property
+    def peaks(self) -> Path:
+        """The file of what this trainer's machine was measured to reach."""
+        return Path(self.directory.read_launch().corpora).parent / "peak_flops.json"
+
+    @property
     def corpora(self) -> CorpusCache:
         """The corpora of this trainer."""
         launch = self.directory.read_launch()

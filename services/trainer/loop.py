@@ -21,12 +21,13 @@ from octavo.errors import FailedPrecondition, InvalidArgument
 from octavo.formats.architecture import Architecture
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
-from services.trainer import evaluation, schedule
+from services.trainer import evaluation, schedule, vitals
 from services.trainer.batches import Batches, BatchSource
 from services.trainer.model import Dropout, Transformer
 from services.trainer.optimizer import Matrix, Optimizer, Rates
 from services.trainer.packing import PackedBatches, Packs
 from services.trainer.token_rows import Examples
+from services.trainer.vitals import Vitals
 
 # Word of the key of every dropout stream.
 _DROPOUT_STREAM = 2
@@ -126,7 +127,8 @@ class Training:
             parameter.grad = None
         total, target_count = self._gradients(step)
         gradients: list[Tensor] = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norms = torch._foreach_norm(gradients)
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         # The one time that the host waits for the device.
         total_loss, gradient_norm = torch.stack((total, norm)).tolist()
         loss = total_loss / target_count
@@ -134,6 +136,7 @@ class Training:
             raise Diverged(step, loss, gradient_norm)
         if 0 < self.spec.optimizer.gradient_clip < gradient_norm:
             torch._foreach_mul_(gradients, self.spec.optimizer.gradient_clip / gradient_norm)
+        signs = Vitals(self._parameters, norms) if vitals.is_due(step) else None
         self.is_whole = False
         self._optimizer.step(rates)
         if self._average:
@@ -151,6 +154,9 @@ class Training:
             learning_rate=rates.learning_rate,
             matrix_learning_rate=rates.matrix_learning_rate,
         )
+        if signs is not None:
+            metric.parts.extend(signs.read())
+            metric.update_ratio = vitals.update_ratio(metric.parts)
         elapsed_s = time.perf_counter() - start
         metric.step_duration.FromNanoseconds(int(elapsed_s * 1e9))
         metric.tokens_per_second = self.tokens_per_step / elapsed_s

@@ -18,6 +18,7 @@ from services.trainer.history import unfinished_recovery
 from services.trainer.job_run import JobRun
 from services.trainer.loop import Training, configure_torch
 from services.trainer.machine import Machine
+from services.trainer.peak_flops import peak_flops
 from services.trainer.plan import architecture_of, plan
 from services.trainer.publication import Release
 from services.trainer.release import Origin, make_release
@@ -87,6 +88,12 @@ class Pipeline:
             log=self._run.log,
             control=self._run.control,
             past=self._run.past,
+            peak_flops=peak_flops(
+                fixed.train.device,
+                is_bf16=fixed.train.precision == pb.TRAINING_PRECISION_BF16,
+                threads=fixed.train.threads,
+                cache=self._run.peaks,
+            ),
         )
         return training, phase
 

@@ -164,6 +164,12 @@ class Supervisor:
         with self._lock:
             return dict(Counter(one.job.state for one in self._living.values()))
 
+    def running(self) -> list[pb.Job]:
+        """The jobs at which a worker is, as they were at the last tick; copies."""
+        with self._lock:
+            found = [one.job for one in self._living.values() if one.job.state == pb.JOB_STATE_RUNNING]
+            return [pb.Job.FromString(job.SerializeToString()) for job in found]
+
     def queue(self) -> list[str]:
         """Names of the queued jobs, the next to run first: priority, then age."""
         with self._lock:

@@ -47,7 +47,9 @@ class TrainingPhase:
         log: EventLog,
         control: Control,
         past: Iterable[pb.JobEvent],
+        peak_flops: float = 0.0,
     ) -> None:
+        """`peak_flops` is what the machine can reach, per second; 0 where it is not known."""
         self._training = training
         self._planned = training.spec
         self._prompter = prompter
@@ -60,6 +62,10 @@ class TrainingPhase:
         self._past = _Past(valid(events))
         self._recoveries = Recoveries(self._spec, [one.recovery for one in events if one.HasField("recovery")])
         self._process = psutil.Process()
+        architecture = training.model.architecture
+        self._step_flops = training.tokens_per_step * architecture.flops_per_token(is_training=True)
+        self._peak_flops = peak_flops
+        self._update_ratio = 0.0
         self._said_deviation = False
         self._history = ""
 
@@ -224,7 +230,7 @@ class TrainingPhase:
         """Write a step that is done for the first time; compare one that is done again."""
         step, known = metric.step, self._past.losses.get(metric.step)
         if known is None:
-            metric.memory_bytes = self._memory_bytes()
+            self._complete(metric)
             self._log.append(pb.JobEvent(metric=metric))
             self._past.losses[step] = metric.loss
         elif known != metric.loss and not self._said_deviation:
@@ -310,6 +316,16 @@ class TrainingPhase:
     def _heed(self, step: int) -> None:
         self._control.heed(step, lambda: self.save(step))
         self._adopt(self._control.live(step))
+
+    def _complete(self, metric: pb.TrainingMetric) -> None:
+        """Add what the training itself does not know."""
+        metric.memory_bytes = self._memory_bytes()
+        if metric.parts:
+            self._update_ratio = metric.update_ratio
+        metric.update_ratio = self._update_ratio
+        if self._peak_flops:
+            step_s = metric.step_duration.ToNanoseconds() / 1e9
+            metric.flops_utilization = self._step_flops / (max(step_s, 1e-9) * self._peak_flops)
 
     def _memory_bytes(self) -> int:
         if self._spec.device.startswith("cuda"):

@@ -23,6 +23,7 @@ from services.trainer.executor import EXIT_PREEMPTED
 from services.trainer.history import fold
 from services.trainer.job_directory import JobDirectory
 from services.trainer.memory_shortage import is_out_of_memory
+from services.trainer.resource_usage import UsageSampler
 
 # Another process is at work in the directory: sysexits.h EX_CANTCREAT.
 EXIT_TAKEN = 73
@@ -84,7 +85,8 @@ def _run(directory: JobDirectory, job: pb.Job, past: Sequence[pb.JobEvent], log:
             "export": ExportPipeline,
             "replay": ReplayPipeline,
         }
-        kinds.get(job.WhichOneof("spec"), Pipeline)(run).run(job.attempt_count + 1)
+        with UsageSampler(log, directory.path):
+            kinds.get(job.WhichOneof("spec"), Pipeline)(run).run(job.attempt_count + 1)
     finally:
         run.close()
 

@@ -39,7 +39,7 @@ def content(event):
     copy.ClearField("attempt")
     copy.ClearField("sequence")
     for metric in [copy.metric] if copy.HasField("metric") else []:
-        for field in ("step_duration", "tokens_per_second", "memory_bytes"):
+        for field in ("step_duration", "tokens_per_second", "memory_bytes", "flops_utilization", "update_ratio"):
             metric.ClearField(field)
     return copy
 
