@@ -47,7 +47,7 @@ class JobView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(options.max_width, 100)
-        parts: list[RenderableType] = [self._headline(), self._bar(width), self._figures()]
+        parts: list[RenderableType] = [self._headline(), self._bar(width), self._figures(), self._machine()]
         parts += self._curve(width)
         parts += self._sample(width)
         parts += [Text(f"! {note}", style="yellow") for note in self._story.notes[-3:]]
@@ -95,6 +95,19 @@ class JobView:
             figures.append(f"   {wording.count(story.metric.tokens)} tokens", style="dim")
         return figures
 
+    def _machine(self) -> Text:
+        """How hard model and machine work: the gradient, the update, FLOPS, CPU, memory, GPUs."""
+        story, parts = self._story, []
+        if story.metric:
+            parts.append(f"gradient {story.metric.gradient_norm:.3g}")
+            parts += [f"update {story.metric.update_ratio:.2%}"] if story.metric.update_ratio else []
+            parts += [f"{story.metric.flops_utilization:.0%} of peak FLOPS"] if story.metric.flops_utilization else []
+        if story.usage:
+            parts.append(f"cpu {story.usage.process_cpu_cores:.1f} cores")
+            parts.append(f"memory {wording.size(story.usage.process_memory_bytes)}")
+            parts += [_gpu_words(gpu) for gpu in story.usage.gpus]
+        return Text("   ".join(parts), style="dim")
+
     def _curve(self, width: int) -> list[Text]:
         curves = [
             chart.Curve(self._story.losses, "cyan"),
@@ -107,6 +120,14 @@ class JobView:
         if sample is None:
             return []
         return [Text(f"the model writes, at step {sample.step:,}:", style="dim"), *sample_lines(sample, width)]
+
+
+def _gpu_words(gpu: pb.GpuUsage) -> str:
+    words = [f"gpu {gpu.index}", f"{gpu.utilization:.0%}" if gpu.HasField("utilization") else ""]
+    words += [wording.size(gpu.memory_used_bytes)]
+    words += [f"{gpu.temperature_celsius:.0f} °C"] if gpu.HasField("temperature_celsius") else []
+    words += [f"{gpu.power_watts:.0f} W"] if gpu.HasField("power_watts") else []
+    return " ".join(word for word in words if word)
 
 
 def sample_lines(sample: pb.SampleText, width: int, rows: int = SAMPLE_ROWS) -> list[Text]:

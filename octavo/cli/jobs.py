@@ -7,12 +7,14 @@ from google.protobuf import json_format
 from rich.text import Text
 
 from octavo.cli import chart, experiments, follow, job_changes, options, paging, screen, short_names, wording
+from octavo.cli.diagnosis_view import diagnosis_view
 from octavo.cli.job_changes import Name, tell
 from octavo.cli.job_story import phase_word, subject
 from octavo.cli.job_view import CHART_ROWS, state_text
 from octavo.cli.options import AsJson, Limit, Yes
 from octavo.cli.plan_view import plan_view
 from octavo.cli.replay_view import show_replay
+from octavo.formats import log_line
 from octavo.v1 import trainer_pb2 as pb
 
 app = typer.Typer(no_args_is_help=True, help="Any long work: training and the rest, each job with one life cycle.")
@@ -60,7 +62,9 @@ def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
         if as_json:
             screen.print_json(job)
             return
-        curves = _curves(client.trainer.ListMetrics(pb.ListMetricsRequest(parent=full, page_size=2000)))
+        curves = _curves(
+            client.trainer.ListMetrics(pb.ListMetricsRequest(parent=full, max_points=2000, page_size=4000))
+        )
     screen.print_facts(_facts(job))
     if job.HasField("plan"):
         screen.stdout().print(plan_view(job.plan))
@@ -88,16 +92,28 @@ def watch(
 
 
 @app.command()
-def logs(context: typer.Context, name: Name, limit: Limit = 1000, as_json: AsJson = False) -> None:
-    """Shows the log of a job, oldest line first.
+def logs(
+    context: typer.Context,
+    name: Name,
+    limit: Limit = 1000,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Lines about steps too, one a second.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Shows the log of a job, oldest line first; with --json one object a line, steps included.
 
-    Example: `octavo jobs logs j-1`
+    Examples:
+
+    `octavo jobs logs j-1`
+
+    `octavo jobs logs j-1 --json | jq 'select(.type == "step") | .loss'`
     """
+    least = pb.LOG_SEVERITY_UNSPECIFIED if verbose or as_json else pb.LOG_SEVERITY_INFO
     with options.connected(context) as client:
-        request = pb.ListLogsRequest(parent=short_names.job(name))
+        request = pb.ListLogsRequest(parent=short_names.job(name), min_severity=least)
         response = paging.gather(client.trainer.ListLogs, request, "lines", limit)
     if as_json:
-        screen.print_json(response)
+        for line in response.lines:
+            print(log_line.to_json(line))
         return
     for line in response.lines:
         severity = wording.enum_word(pb.LogSeverity.Name(line.severity), "LOG_SEVERITY_")
@@ -185,10 +201,7 @@ def diagnose(context: typer.Context, name: Name, as_json: AsJson = False) -> Non
     if as_json:
         screen.print_json(diagnosis)
         return
-    for finding in diagnosis.findings:
-        verdict = wording.enum_word(pb.DiagnosisVerdict.Name(finding.verdict), "DIAGNOSIS_VERDICT_")
-        screen.print_facts([("verdict", Text(verdict, style="bold")), ("evidence", finding.evidence)])
-        screen.print_facts([("advice", finding.advice)])
+    screen.stdout().print(diagnosis_view(diagnosis))
 
 
 @app.command()

@@ -66,13 +66,20 @@ class EventReader:
 class EventLog:
     """Appends to a job's events. At most one of it may exist for a job: its maker holds the job's lock.
 
-    `attempt` is which start of the worker writes, 0 for the supervisor.
+    `attempt` is which start of the worker writes, 0 for the supervisor; `listener` hears each event that is written.
     """
 
-    def __init__(self, directory: Path, attempt: int, clock: Callable[[], Timestamp] = now) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        attempt: int,
+        clock: Callable[[], Timestamp] = now,
+        listener: Callable[[pb.JobEvent], None] = lambda event: None,
+    ) -> None:
         self._records = RecordWriter(directory / FILE)
         self._attempt = attempt
         self._clock = clock
+        self._listener = listener
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._syncer = threading.Thread(target=self._sync_regularly, name="event-sync", daemon=True)
@@ -90,6 +97,7 @@ class EventLog:
             event.attempt = self._attempt
             event.create_time.CopyFrom(self._clock())
             self._records.append(event.SerializeToString())
+            self._listener(event)
         return event
 
     def log(self, severity: pb.LogSeverity.ValueType, message: str, step: int = 0) -> None:

@@ -57,6 +57,11 @@ class JobDirectory:
         """What the worker printed, tracebacks included."""
         return self.path / "worker.log"
 
+    @property
+    def log_file(self) -> Path:
+        """The log as JSON lines."""
+        return self.path / "log.jsonl"
+
     def create(self, job: pb.Job) -> None:
         """Make the directory with the job as accepted; again is harmless."""
         self.path.mkdir(parents=True, exist_ok=True)

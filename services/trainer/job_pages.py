@@ -14,10 +14,12 @@ from typing import Final
 from octavo.errors import InvalidArgument
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
+from services.trainer.downsampling import downsampled
 from services.trainer.events import TERMINAL, EventReader
 from services.trainer.history import valid
 from services.trainer.job_directory import JobDirectory
 from services.trainer.jobs import JobStore
+from services.trainer.log_lines import LogLines
 
 DEFAULT_JOBS: Final = 50
 MAX_JOBS: Final = 1000
@@ -88,14 +90,20 @@ def list_jobs(store: JobStore, read: Callable[[str], pb.Job], request: pb.ListJo
 def list_metrics(directory: JobDirectory, request: pb.ListMetricsRequest) -> pb.ListMetricsResponse:
     """A page of a job's metrics, and the evaluations that lie between its first and last step."""
     size = page_size(request.page_size, DEFAULT_LINES, MAX_LINES)
-    if request.stride_steps < 0 or request.after_step < 0:
-        raise InvalidArgument.fields(
-            {"stride_steps": "must be 0 or more, 1 is every step", "after_step": "must be 0 or more"}
-        )
-    asked = (request.parent, request.after_step, request.stride_steps)
+    wanted_of = {"stride_steps": "1 is every step", "after_step": "0 begins at the first", "max_points": "0 is all"}
+    wrong = {
+        field: f"{getattr(request, field)} is negative; {what}"
+        for field, what in wanted_of.items()
+        if getattr(request, field) < 0
+    }
+    if wrong:
+        raise InvalidArgument.fields(wrong)
+    asked = (request.parent, request.after_step, request.stride_steps, request.max_points)
     after = max(request.after_step, read_token(request.page_token, "metrics", *asked))
     metrics, evaluations = read_curves(directory)
     wanted = _thinned([metric for metric in metrics if metric.step > request.after_step], request.stride_steps)
+    if request.max_points:
+        wanted = downsampled(wanted, request.max_points)
     rest = [metric for metric in wanted if metric.step > after]
     page = rest[:size]
     response = pb.ListMetricsResponse(metrics=page, total_size=len(wanted))
@@ -112,13 +120,9 @@ def list_logs(directory: JobDirectory, request: pb.ListLogsRequest) -> pb.ListLo
     size = page_size(request.page_size, DEFAULT_LINES, MAX_LINES)
     asked = (request.parent, int(request.min_severity))
     after = read_token(request.page_token, "logs", *asked)
-    lines: list[pb.LogLine] = []
-    for event in EventReader(directory.path).read_all():
-        if event.HasField("log") and event.log.severity >= request.min_severity:
-            line = event.log
-            line.sequence = event.sequence
-            line.create_time.CopyFrom(event.create_time)
-            lines.append(line)
+    story = LogLines(directory.read_job().plan)
+    told = (story.tell(event) for event in EventReader(directory.path).read_all())
+    lines = [line for line in told if line is not None and line.severity >= request.min_severity]
     rest = [line for line in lines if line.sequence > after]
     response = pb.ListLogsResponse(lines=rest[:size], total_size=len(lines))
     if len(rest) > size:

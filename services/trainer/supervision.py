@@ -18,6 +18,7 @@ from services.trainer.events import EventLog, EventReader
 from services.trainer.executor import Executor
 from services.trainer.history import applied_commands, fold
 from services.trainer.job_directory import JobDirectory, Launch
+from services.trainer.log_lines import LogFile
 from services.trainer.recovery import Recoveries
 
 # Between a worker's last event and the end of its process: closing files and the interpreter.
@@ -116,7 +117,10 @@ class Supervision:
                 job=self.job.name,
             )
         try:
-            with EventLog(self.directory.path, attempt=0) as log:
+            with (
+                LogFile(self.directory.log_file, self.job.plan) as file,
+                EventLog(self.directory.path, attempt=0, listener=file.tell) as log,
+            ):
                 yield log
         finally:
             os.close(lock)

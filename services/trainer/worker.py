@@ -22,6 +22,7 @@ from services.trainer.events import TERMINAL, EventLog, EventReader
 from services.trainer.executor import EXIT_PREEMPTED
 from services.trainer.history import fold
 from services.trainer.job_directory import JobDirectory
+from services.trainer.log_lines import LogFile
 from services.trainer.memory_shortage import is_out_of_memory
 from services.trainer.resource_usage import UsageSampler
 
@@ -54,7 +55,7 @@ def work(directory: JobDirectory) -> int:
     if job.state in TERMINAL:
         return 0
     attempt = job.attempt_count + 1
-    with EventLog(directory.path, attempt) as log:
+    with LogFile(directory.log_file, job.plan) as file, EventLog(directory.path, attempt, listener=file.tell) as log:
         try:
             control = Control(directory.path, log, past, directory.read_job().live)
             control.hear_signals()
