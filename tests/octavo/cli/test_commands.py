@@ -141,6 +141,9 @@ def test_a_training_is_followed_paused_listed_and_cancelled(octavo, text_file, n
     assert events[-1]["stateChange"]["state"] == "JOB_STATE_CANCELLED"
     assert "cancelled" in octavo("jobs", "show", job)[1]
     assert octavo("jobs", "logs", job)[0] == 0
+    lines = [json.loads(line) for line in octavo("jobs", "logs", job, "--json")[1].splitlines()]
+    assert lines[-1]["type"] == "state"
+    assert {"timestamp", "level", "message", "step", "loss", "grad_norm"} <= lines[0].keys()
     assert octavo("jobs", "delete", job, "--yes")[0] == 0
     assert octavo("jobs", "show", job)[0] == 1
 

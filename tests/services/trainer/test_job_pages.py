@@ -88,6 +88,7 @@ def test_a_negative_page_size_is_refused(store):
 @pytest.fixture
 def directory(tmp_path):
     directory = JobDirectory(tmp_path)
+    directory.create(pb.Job(name="jobs/j"))
     with EventLog(tmp_path, attempt=1) as log:
         for step in range(1, 101):
             log.append(pb.JobEvent(metric=pb.TrainingMetric(step=step, loss=1 / step)))
@@ -118,6 +119,15 @@ def test_metrics_can_begin_after_a_step(directory):
     page = job_pages.list_metrics(directory, pb.ListMetricsRequest(parent="jobs/j", after_step=97))
     assert [metric.step for metric in page.metrics] == [98, 99, 100]
     assert [one.step for one in page.evaluations] == [100]
+
+
+def test_metrics_can_be_thinned_out_to_so_many_with_their_extremes(directory):
+    page = job_pages.list_metrics(directory, pb.ListMetricsRequest(parent="jobs/j", max_points=40))
+    assert len(page.metrics) <= 40
+    assert page.total_size == len(page.metrics)
+    assert {page.metrics[0].step, page.metrics[-1].step} == {1, 100}
+    with pytest.raises(InvalidArgument, match="max_points"):
+        job_pages.list_metrics(directory, pb.ListMetricsRequest(parent="jobs/j", max_points=-1))
 
 
 def test_log_lines_come_oldest_first_from_a_severity_on(directory):
