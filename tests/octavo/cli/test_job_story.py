@@ -107,3 +107,23 @@ def test_a_failed_job_ends_as_its_error():
 def test_only_success_is_exit_code_0():
     for state, code in ((pb.JOB_STATE_SUCCEEDED, 0), (pb.JOB_STATE_CANCELLED, 1)):
         assert follow.conclude(told(pb.JobEvent(sequence=1, state_change=pb.StateChange(state=state)))) == code
+
+
+def test_a_recovery_takes_back_the_curve_that_no_longer_holds():
+    story = told(
+        metric(1),
+        metric(2),
+        metric(3, 9.0),
+        pb.JobEvent(sequence=4, recovery=pb.Recovery(step=1, failed_step=4)),
+        pb.JobEvent(sequence=5, metric=pb.TrainingMetric(step=2, loss=1.9)),
+    )
+    assert story.losses == [(1, 2.0), (2, 1.9)]
+
+
+def test_what_model_and_machine_do_is_drawn():
+    gpu = pb.GpuUsage(index=0, utilization=0.97, memory_used_bytes=3 << 30, temperature_celsius=61, power_watts=450)
+    usage = pb.ResourceUsage(process_cpu_cores=1.9, process_memory_bytes=512 << 20, gpus=[gpu])
+    figures = pb.TrainingMetric(step=50, loss=2.0, gradient_norm=0.42, update_ratio=0.012, flops_utilization=0.38)
+    text = drawn(told(pb.JobEvent(sequence=1, metric=figures), pb.JobEvent(sequence=2, resource_usage=usage)))
+    for words in ("gradient 0.42", "update 1.20%", "38% of peak FLOPS", "cpu 1.9 cores", "gpu 0 97%", "61 °C", "450 W"):
+        assert words in " ".join(text.split())
