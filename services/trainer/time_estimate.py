@@ -1,4 +1,4 @@
-"""How long a train job will take, from the arithmetic of its parts and what the machine does in a second."""
+"""How long a train job will take, from the arithmetic of its parts and what a processor was seen to do in a second."""
 
 from __future__ import annotations
 
@@ -19,9 +19,18 @@ _TOKENIZING_S: Final = 1.5e-7
 _TRAINING_BPE_S: Final = 6e-7
 # Bytes a second that are written and synced.
 _DISK_BYTES_PER_S: Final = 3e8
-# Python starts about 300 operations a block and pass, at 5 microseconds each; two thirds of them going backward.
-_PASS_S: Final = 1.5e-3
-_FORWARD_PART: Final = 1 / 3
+# Floating-point operations a second of one thread, in bf16 and fp32: fitted to steps of 0.1 to 6.5 M parameters on a
+# Zen 5 EPYC, which it meets within 5 % (docs/log.md). Newton-Schulz works on squares, faster than the model does.
+_THREAD_FLOPS: Final = {True: 2.76e11, False: 9e10}
+_MUON_SPEED: Final = 1.4
+# Norms, activations and starting operations: seconds a block of one thread, of a step and of a pass without gradient.
+_BLOCK_S: Final = 5.4e-3
+_FORWARD_BLOCK_S: Final = 3e-3
+_TOKEN_BLOCK_S: Final = 6e-4
+# Two threads do 1.9 times the work of one.
+_SCALING: Final = 0.93
+# A small model on a GPU is bound by starting kernels.
+_CUDA_BLOCK_S: Final = 1.5e-3
 # Building the ONNX graph, loading it, proving it; then once more for every precision beside fp32.
 _RELEASE_S: Final = 2.0
 _PROVED_TOKENS: Final = 6
@@ -34,8 +43,10 @@ def estimated_step_s(resolved: pb.TrainSpec, a: Architecture, machine: Machine) 
     forward_and_backward = tokens * a.flops_per_token(is_training=True)
     # Newton-Schulz: five iterations of three products over each block's 12 d^2 parameters, about 30 d multiply-adds.
     muon = 60.0 * a.width * a.layers * 12 * a.width**2
-    overhead_s = _PASS_S * a.layers * (resolved.batch_size / resolved.microbatch_size)
-    return (forward_and_backward + muon) / _rate(resolved, machine) + overhead_s
+    passes = resolved.batch_size / resolved.microbatch_size
+    return (forward_and_backward + muon / _MUON_SPEED) / _rate(resolved, machine) + passes * _blocks_s(
+        resolved, a, machine, _BLOCK_S
+    )
 
 
 def estimated_times(
@@ -45,9 +56,10 @@ def estimated_times(
     step = step_s or estimated_step_s(resolved, a, machine)
     rate = _rate(resolved, machine)
     passes = math.ceil(text.validation_tokens / 4096)
-    pass_s = _FORWARD_PART * _PASS_S * a.layers
+    pass_s, token_s = (_blocks_s(resolved, a, machine, each) for each in (_FORWARD_BLOCK_S, _TOKEN_BLOCK_S))
     evaluation_s = text.validation_tokens * a.flops_per_token() / rate + passes * pass_s
-    sample_s = resolved.sample.length * (a.context_length * a.flops_per_token() / rate + pass_s)
+    sampled = resolved.sample.length * max(1, len(resolved.sample.prompts))
+    sample_s = sampled * (a.context_length * a.flops_per_token() / rate + token_s)
     size = text.size_bytes or 2 * text.train_tokens
     is_bpe = resolved.tokenizer.kind == pb.TOKENIZER_KIND_BYTE_BPE
     return Times(
@@ -69,12 +81,20 @@ def _release_s(resolved: pb.TrainSpec, a: Architecture, machine: Machine, evalua
 
 
 def _rate(resolved: pb.TrainSpec, machine: Machine) -> float:
+    """Floating-point operations a second of the worker."""
     is_bf16 = resolved.precision == pb.TRAINING_PRECISION_BF16
-    return machine.flops(is_bf16=is_bf16, device=resolved.device) * _share(resolved, machine)
-
-
-def _share(resolved: pb.TrainSpec, machine: Machine) -> float:
-    """The part of the machine's threads that the worker has; a device of its own has all of itself."""
     if resolved.device.startswith("cuda"):
-        return 1.0
-    return min(resolved.threads, machine.cores or machine.threads) / machine.threads
+        return machine.flops(is_bf16=is_bf16, device=resolved.device)
+    return _THREAD_FLOPS[is_bf16 and machine.has_bf16] * _threads(resolved, machine)
+
+
+def _blocks_s(resolved: pb.TrainSpec, a: Architecture, machine: Machine, each_s: float) -> float:
+    """What all blocks take beside their products, at `each_s` of one thread."""
+    if resolved.device.startswith("cuda"):
+        return _CUDA_BLOCK_S * a.layers
+    return each_s * a.layers / _threads(resolved, machine)
+
+
+def _threads(resolved: pb.TrainSpec, machine: Machine) -> float:
+    """How many times the work of one thread those of the worker do."""
+    return float(max(1, min(resolved.threads, machine.cores or machine.threads)) ** _SCALING)

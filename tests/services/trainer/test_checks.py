@@ -161,7 +161,9 @@ PLANS = {
     "large_validation_part": case(validation_fraction=0.5),
     "never_saved": case(checkpoints__interval_steps=0, size=8),
     "saving_costly": case(checkpoints__interval_steps=1, size=8, batch_size=1),
-    "disk_short": case(checkpoints__keep_latest=100, steps=5000, around={"free_disk_bytes": 60 << 20}),
+    "disk_short": case(
+        checkpoints__keep_latest=100, checkpoints__interval_steps=100, steps=5000, around={"free_disk_bytes": 60 << 20}
+    ),
     "kept_in_vain": case(checkpoints__keep_latest=50, checkpoints__interval_steps=100, steps=1000),
     "milestone_beyond_end": case(checkpoints__milestone_interval_steps=5000, steps=1000),
     "many_milestones": case(checkpoints__milestone_interval_steps=2, steps=1000),
