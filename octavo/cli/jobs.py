@@ -6,7 +6,18 @@ import typer
 from google.protobuf import json_format
 from rich.text import Text
 
-from octavo.cli import chart, experiments, follow, job_changes, options, paging, screen, short_names, wording
+from octavo.cli import (
+    chart,
+    experiments,
+    follow,
+    job_changes,
+    job_preview,
+    options,
+    paging,
+    screen,
+    short_names,
+    wording,
+)
 from octavo.cli.diagnosis_view import diagnosis_view
 from octavo.cli.job_changes import Name, tell
 from octavo.cli.job_story import phase_word, subject
@@ -25,6 +36,7 @@ app.command()(experiments.plan)
 app.command()(experiments.compare)
 app.command()(experiments.best)
 app.command()(experiments.statistics)
+app.command()(job_preview.preview)
 
 
 @app.command("list")

@@ -29,7 +29,9 @@ def apply(message: Message, settings: Sequence[str]) -> list[str]:
         if not separator:
             raise typer.BadParameter(f"--set {setting}: write KEY=VALUE, such as --set dropout=0.1")
         path = _find(message.DESCRIPTOR, key.strip())
-        _set(message, path, value.strip())
+        # Space at the ends of a text, such as a template, is part of it.
+        is_text = path[-1].cpp_type == FieldDescriptor.CPPTYPE_STRING and not path[-1].is_repeated
+        _set(message, path, value if is_text else value.strip())
         touched.append(dotted(path))
     return touched
 

@@ -18,6 +18,7 @@ from services.trainer.job_metrics import JobCollector
 from services.trainer.jobs import JobStore
 from services.trainer.neighbourhood import Neighbourhood
 from services.trainer.planner import Planner
+from services.trainer.preview import Previewer
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import Settings
 from services.trainer.supervisor import Supervisor
@@ -50,7 +51,7 @@ def assemble(settings: Settings, telemetry: Telemetry) -> Service:
     neighbourhood = Neighbourhood(
         directory=directory, workers=settings.max_running_jobs, price_per_hour=settings.price_per_hour
     )
-    planner = Planner(client, str(ROOT), threads, neighbourhood)
+    planner = Planner(client, str(ROOT), threads, neighbourhood, Previewer(str(ROOT), launch))
 
     def register(server: grpc.aio.Server) -> None:
         servicer = TrainerServicer(supervisor, store, planner)

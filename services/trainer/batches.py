@@ -5,9 +5,8 @@ Resuming at step n needs no replay, and a fork sees the data its parent would ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from octavo.errors import FailedPrecondition
 from octavo.v1.errors_pb2 import Reason
+from services.trainer.epoch_order import EpochOrder, stream
 
 # Target of a position that is not learnt: it counts neither in the loss nor in its gradient.
 IGNORED = -100
@@ -61,26 +61,6 @@ class BatchSource(Protocol):
         ...
 
 
-class EpochOrder:
-    """Things visited once an epoch, `batch_size` at a time: position i of the run lies in epoch i // count."""
-
-    def __init__(self, count: int, batch_size: int, of_epoch: Callable[[int], npt.NDArray[np.int64]]) -> None:
-        """`of_epoch` answers the `count` things in the order of an epoch."""
-        self._count = count
-        self._batch_size = batch_size
-        self._of_epoch = lru_cache(maxsize=2)(of_epoch)
-
-    def visited(self, step: int) -> npt.NDArray[np.int64]:
-        """What optimizer step `step` (from 1) visits."""
-        positions = np.arange((step - 1) * self._batch_size, step * self._batch_size)
-        epochs, places = np.divmod(positions, self._count)
-        found = np.empty(len(positions), dtype=np.int64)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            found[chosen] = self._of_epoch(int(epoch))[places[chosen]]
-        return found
-
-
 class Batches:
     """Windows of `context_length` tokens with their successors as targets.
 
@@ -121,15 +101,3 @@ class Batches:
         slack = len(self._tokens) - 1 - self.windows_per_epoch * self._length
         phase = int(drawn.integers(0, min(slack, self._length - 1) + 1))
         return phase + drawn.permutation(self.windows_per_epoch) * self._length
-
-
-def stream(seed: int, use: int, epoch: int) -> np.random.Generator:
-    """The random numbers of one use of a seed in one epoch.
-
-    Philox is counter-based: any epoch is reached without drawing those before (Salmon et al. 2011).
-    """
-    return np.random.Generator(np.random.Philox(key=_words(seed & (1 << 64) - 1, use), counter=_words(0, 0, epoch, 0)))
-
-
-def _words(*values: int) -> npt.NDArray[np.uint64]:
-    return np.array(values, dtype=np.uint64)

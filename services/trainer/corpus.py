@@ -42,6 +42,18 @@ class CorpusSpec:
     form: datasets_pb2.DatasetFormat.ValueType = datasets_pb2.DATASET_FORMAT_TEXT
     data: pb.DataSpec | None = None
 
+    @classmethod
+    def of(cls, spec: pb.TrainSpec, dataset: datasets_pb2.Dataset) -> CorpusSpec:
+        """What a resolved spec makes of its dataset."""
+        return cls(
+            blob=dataset.blob,
+            tokenizer=spec.tokenizer.kind,
+            vocab_size=spec.tokenizer.vocab_size,
+            validation_fraction=spec.validation_fraction,
+            form=dataset.format,
+            data=spec.data if spec.HasField("data") else None,
+        )
+
     @property
     def key(self) -> str:
         """Names the corpus on disk."""

@@ -25,7 +25,7 @@ from services.trainer.text_file import TextFile, unusable
 from services.trainer.token_rows import Tokens
 
 # A vocabulary is learnt from this much text at most, taken evenly from the whole.
-_VOCABULARY_CHARACTERS: Final = 100_000_000
+_VOCABULARY_CHARACTERS: Final = 50_000_000
 _ROWS_AT_ONCE: Final = 1024
 _SAY_INTERVAL_S: Final = 1.0
 

@@ -24,7 +24,7 @@ from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.batches import IGNORED, Batch
 from services.trainer.model import Transformer
-from services.trainer.packing import Packs
+from services.trainer.packed_batches import Packs
 from services.trainer.token_rows import Examples
 
 # Enough to keep two cores busy, small enough that logits of a 50,000-token vocabulary stay below 1 GB.

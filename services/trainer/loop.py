@@ -25,7 +25,7 @@ from services.trainer import evaluation, schedule, vitals
 from services.trainer.batches import Batches, BatchSource
 from services.trainer.model import Dropout, Transformer
 from services.trainer.optimizer import Matrix, Optimizer, Rates
-from services.trainer.packing import PackedBatches, Packs
+from services.trainer.packed_batches import PackedBatches, Packs
 from services.trainer.token_rows import Examples
 from services.trainer.vitals import Vitals
 

@@ -19,7 +19,7 @@ from services.trainer.job_run import JobRun
 from services.trainer.loop import Training, configure_torch
 from services.trainer.machine import Machine
 from services.trainer.peak_flops import peak_flops
-from services.trainer.plan import architecture_of, plan
+from services.trainer.plan import architecture_of, plan, settled
 from services.trainer.publication import Release
 from services.trainer.release import Origin, make_release
 from services.trainer.sampling import Prompter, beginning
@@ -99,14 +99,7 @@ class Pipeline:
 
     def _fix_plan(self, corpus: Corpus) -> pb.Plan:
         """The plan from what is known now: the tokens there are and, for a time budget, how long a step takes."""
-        spec = pb.TrainSpec()
-        spec.CopyFrom(self._run.job.train)
-        accepted = self._run.job.plan.train
-        spec.dataset, spec.device, spec.threads = accepted.dataset, accepted.device, accepted.threads
-        spec.tokenizer.CopyFrom(accepted.tokenizer)
-        spec.precision = accepted.precision
-        if accepted.HasField("data"):
-            spec.data.CopyFrom(accepted.data)
+        spec = settled(self._run.job)
         facts = TextFacts.of(corpus.facts)
         machine = Machine.detect(device=spec.device, threads=spec.threads)
         if not spec.HasField("time_budget"):
@@ -169,14 +162,7 @@ class Pipeline:
 
 def prepared_corpus(run: JobRun, spec: pb.TrainSpec, dataset: datasets_pb2.Dataset) -> Corpus:
     """The tokens of a dataset as a spec asks for them, made if they are not there yet."""
-    wanted = CorpusSpec(
-        blob=dataset.blob,
-        tokenizer=spec.tokenizer.kind,
-        vocab_size=spec.tokenizer.vocab_size,
-        validation_fraction=spec.validation_fraction,
-        form=dataset.format,
-        data=spec.data if spec.HasField("data") else None,
-    )
+    wanted = CorpusSpec.of(spec, dataset)
     return run.corpora.prepare(wanted, run.download, lambda message: run.say(pb.JOB_PHASE_PREPARE, message))
 
 

@@ -103,6 +103,18 @@ def _begun(spec: pb.TrainSpec, text: TextFacts, machine: Machine) -> pb.TrainSpe
     return full
 
 
+def settled(job: pb.Job) -> pb.TrainSpec:
+    """The spec of an accepted job with what its plan decided for good; the rest is resolved again from the tokens."""
+    spec, accepted = pb.TrainSpec(), job.plan.train
+    spec.CopyFrom(job.train)
+    spec.dataset, spec.device, spec.threads = accepted.dataset, accepted.device, accepted.threads
+    spec.tokenizer.CopyFrom(accepted.tokenizer)
+    spec.precision = accepted.precision
+    if accepted.HasField("data"):
+        spec.data.CopyFrom(accepted.data)
+    return spec
+
+
 def architecture_of(resolved: pb.TrainSpec) -> Architecture:
     """The shape that a resolved spec says. InvalidArgument, by field, where it is impossible."""
     a = resolved.architecture

@@ -21,10 +21,12 @@ from services.trainer.export_plan import plan_export
 from services.trainer.machine import Machine
 from services.trainer.neighbourhood import Neighbourhood, surroundings
 from services.trainer.plan import estimate_text, plan, resolve_tokenizer
+from services.trainer.preview import Previewer
 from services.trainer.text_facts import TextFacts
 
 # Loading torch takes two seconds on a slow disk, ten on a very slow one.
 DETECT_TIMEOUT_S: Final = 60.0
+_USUAL_EXAMPLES, _MOST_EXAMPLES = 3, 20
 
 _ASSUMED_BYTES: Final = 1 << 30
 
@@ -38,8 +40,11 @@ print(json.dumps(dataclasses.asdict(Machine.detect(threads=int(sys.argv[1])))))
 class Planner:
     """Plans of one trainer. The machine is looked at in a process of its own, so that torch stays out of this one."""
 
-    def __init__(self, client: AsyncClient, root: str, threads: int, neighbourhood: Neighbourhood) -> None:
+    def __init__(
+        self, client: AsyncClient, root: str, threads: int, neighbourhood: Neighbourhood, previewer: Previewer
+    ) -> None:
         self._client = client
+        self._previewer = previewer
         self._neighbourhood = neighbourhood
         self._root = root
         self._threads = threads
@@ -97,6 +102,19 @@ class Planner:
             if faults:
                 faults["job.train.dataset"] = error.message
             return None, error
+
+    async def preview(self, request: pb.PreviewExamplesRequest) -> pb.PreviewExamplesResponse:
+        """The first examples of a planned train job; InvalidArgument where it is another, or too many are asked for."""
+        if not request.job.HasField("train"):
+            raise InvalidArgument.field("job", "only a train job has examples; set job.train")
+        if not 0 <= request.examples <= _MOST_EXAMPLES:
+            raise InvalidArgument.field(
+                "examples", f"{request.examples}; 1 to {_MOST_EXAMPLES}, or 0 for {_USUAL_EXAMPLES}"
+            )
+        name = datasets_pb2.GetDatasetRequest(name=request.job.plan.train.dataset)
+        dataset = await self._client.datasets.GetDataset(name)
+        machine, count = await self._detected(), request.examples or _USUAL_EXAMPLES
+        return await self._previewer.preview(request.job, dataset, machine, count)
 
     async def _detected(self) -> Machine:
         if self._machine is None or (self._machine.done() and self._machine.exception()):

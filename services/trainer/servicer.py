@@ -12,7 +12,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
-from octavo.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Unimplemented
+from octavo.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange
 from octavo.formats.checkpoint import CheckpointFolder
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
@@ -51,7 +51,8 @@ class TrainerServicer(Base):
         return pb.PlanJobResponse(plan=request.job.plan)
 
     async def PreviewExamples(self, request: pb.PreviewExamplesRequest, context: Context) -> pb.PreviewExamplesResponse:
-        raise Unimplemented(Reason.REASON_SPEC_NOT_SUPPORTED, "examples cannot be previewed yet")
+        await self._plan(request.job, job_faults(request.job, "", ""))
+        return await self._planner.preview(request)
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.Job:
         wrong = job_faults(request.job, request.job_id, request.request_id)

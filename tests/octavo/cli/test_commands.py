@@ -122,6 +122,25 @@ def test_nothing_is_best_before_anything_was_trained_and_statistics_count(octavo
     assert json.loads(octavo("jobs", "statistics", "--json")[1])["maxRunningJobs"] >= 1
 
 
+def test_a_preview_of_examples_says_what_is_given_and_what_is_learnt(octavo, tmp_path, name):
+    rows = tmp_path / "rows.csv"
+    rows.write_text(
+        "question,reply\n" + "".join(f"{number} + 1,= {number + 1}\n" for number in range(30)) + "31 + 1,\n"
+    )
+    octavo("datasets", "create", name, rows)
+    asked = ("jobs", "preview", name, "--set", "answer_column=reply", "--set", "template={question} ")
+    code, out, _ = octavo(*asked, "--examples", "2")
+    assert code == 0
+    assert re.search(r"given +'\d+ \+ 1 '", out)
+    assert re.search(r"learnt +'= \d+<\|endoftext\|>'", out)
+    assert "1 rows: the answer is empty" in out
+    tokens = json.loads(octavo(*asked, "--examples", "1", "--json")[1])["examples"][0]["tokens"]
+    assert [token.get("bearsLoss", False) for token in tokens][-2:] == [True, True]
+    code, _, err = octavo("jobs", "preview", name)
+    assert code == 1
+    assert "name the one to learn: 'question', 'reply'" in err
+
+
 @pytest.mark.slow
 def test_a_training_is_followed_paused_listed_and_cancelled(octavo, text_file, name):
     octavo("datasets", "create", name, text_file)

@@ -17,7 +17,8 @@ from services.trainer.batches import IGNORED
 from services.trainer.evaluation import evaluate
 from services.trainer.loop import Training
 from services.trainer.model import Transformer
-from services.trainer.packing import PackedBatches, Packs, best_fit
+from services.trainer.packed_batches import PackedBatches, Packs
+from services.trainer.packing import best_fit
 from services.trainer.token_rows import Examples, TokenRows
 
 # The end token of byte-level BPE is 0, which is also what fills a sequence up.

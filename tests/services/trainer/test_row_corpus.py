@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import random
 
 import numpy as np
@@ -11,19 +10,9 @@ import pytest
 from octavo.errors import FailedPrecondition
 from octavo.v1 import datasets_pb2
 from octavo.v1 import trainer_pb2 as pb
-from services.trainer.corpus import CorpusSpec
-from services.trainer.corpus_cache import CorpusCache
 from services.trainer.row_file import RowFile
 from services.trainer.token_rows import Examples
-
-DATA = pb.DataSpec(
-    input_column="input", answer_column="output", template="{input}\n", loss_on=pb.LOSS_TARGET_ANSWER, packing=True
-)
-ROWS = [{"input": f"{n} + {n}", "output": f"{2 * n}, naïvely"} for n in range(200)]
-
-
-def jsonl(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+from tests.services.trainer.sums import DATA, ROWS, jsonl, prepare
 
 
 def as_csv(rows):
@@ -32,18 +21,6 @@ def as_csv(rows):
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
-
-
-def prepare(directory, content, *, tokenizer=pb.TOKENIZER_KIND_CHARACTER, data=DATA, form=None):
-    spec = CorpusSpec(
-        blob="blobs/sha256:00",
-        tokenizer=tokenizer,
-        vocab_size=300,
-        validation_fraction=0.1,
-        form=form or datasets_pb2.DATASET_FORMAT_JSONL,
-        data=data,
-    )
-    return CorpusCache(directory, 1 << 30).prepare(spec, lambda _, path: path.write_bytes(content), lambda _: None)
 
 
 def texts(corpus):

@@ -1,7 +1,5 @@
 """Jobs that learn rows: what is left out is said, what is learnt ends, and a dataset may be deleted under way."""
 
-import asyncio
-import json
 import os
 import signal
 
@@ -12,17 +10,9 @@ from octavo.v1 import datasets_pb2
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from services.trainer.job_directory import JobDirectory
+from tests.services.trainer.sums import ROWS, add_rows
 
-ROWS = [{"input": f"{n} plus 1", "output": f"{n + 1}"} for n in range(60)] + [{"input": "none", "output": ""}]
-
-
-async def add_rows(suite, client, name, rows=ROWS):
-    path = suite.directory / f"{name}.jsonl"
-    content = "".join(json.dumps(row) + "\n" for row in rows)
-    await asyncio.to_thread(path.write_text, content)
-    blob = await client.upload(path)
-    request = datasets_pb2.CreateDatasetRequest(dataset=datasets_pb2.Dataset(blob=blob.name), dataset_id=name)
-    await client.datasets.CreateDataset(request)
+SUMS = [*ROWS[:60], {"input": "none", "output": ""}]
 
 
 async def delete(client, name):
@@ -32,8 +22,8 @@ async def delete(client, name):
 @pytest.mark.slow
 async def test_a_dataset_deleted_ends_the_job_that_waits_for_it_and_not_the_one_that_has_begun(suite):
     async with suite.trainer() as client:
-        await add_rows(suite, client, "sums")
-        await add_rows(suite, client, "others")
+        await add_rows(suite, client, "sums", SUMS)
+        await add_rows(suite, client, "others", SUMS)
         begun = await suite.create(client, suite.spec(dataset="datasets/sums", steps=60))
         waiting = await suite.create(client, suite.spec(dataset="datasets/others"))
         seen = await suite.reached(client, begun.name, lambda event: event.checkpoint.step == 10)
