@@ -79,7 +79,7 @@ def _arguments(name: str, options: argparse.Namespace) -> list[str]:
     arguments = ["--environments", str(options.environments)] if name in WITH_PEERS else []
     if not options.quick:
         return arguments
-    short = ["--budgets", "3", "--seeds", "1", "--without-nanogpt"]
+    short = ["--seconds", "9", "--seeds", "1", "--without-nanogpt"]
     return [*arguments, *(short if name == "train" else ["--quick"])]
 
 

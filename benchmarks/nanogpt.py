@@ -8,6 +8,7 @@ library's default thread settings and optimizer: what a user of that recipe gets
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,18 @@ def train(text: Tensor, vocab_size: int, seed: int) -> Model:
     """The whole recipe on the int64 token ids `text`."""
     torch.manual_seed(seed)
     model = Model(vocab_size)
+    for _ in _steps_of(model, text):
+        pass
+    return model
+
+
+def steps(text: Tensor, vocab_size: int, seed: int) -> Iterator[None]:
+    """The same, one iteration each time."""
+    torch.manual_seed(seed)
+    return _steps_of(Model(vocab_size), text)
+
+
+def _steps_of(model: Model, text: Tensor) -> Iterator[None]:
     decayed = [p for p in model.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2]
     optimizer = torch.optim.AdamW(
@@ -83,7 +96,7 @@ def train(text: Tensor, vocab_size: int, seed: int) -> Model:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return model
+        yield
 
 
 @torch.inference_mode()

@@ -72,7 +72,7 @@ async def octavo(work: Work, precision: str, logs: Path, data: Path) -> AsyncIte
     async with AsyncExitStack() as stack:
         processes = {
             name: stack.enter_context(
-                _Process(
+                Process(
                     [sys.executable, "-m", *module],
                     environment | {"OCTAVO_METRICS_PORT": str(chosen.metrics[name])},
                     logs / f"{name}.log",
@@ -92,9 +92,9 @@ async def octavo(work: Work, precision: str, logs: Path, data: Path) -> AsyncIte
             },
             octavo_tokens,
         )
-        await _until(processes["registry"], lambda: _deploy(client, work.bundle, precision))
-        await _until(processes["inference"], lambda: _answers(call))
-        await _until(processes["gateway"], lambda: _answers(over_http))
+        await until(processes["registry"], lambda: _deploy(client, work.bundle, precision))
+        await until(processes["inference"], lambda: _answers(call))
+        await until(processes["gateway"], lambda: _answers(over_http))
         yield Server({"gRPC": call, "HTTP": over_http}, psutil.Process(processes["inference"].pid))
 
 
@@ -148,7 +148,7 @@ async def llama_cpp(work: Work, precision: str, environments: Path, logs: Path) 
         yield server
 
 
-class _Process:
+class Process:
     """A program and whatever it starts; its words go into `log`."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -169,7 +169,7 @@ class _Process:
             words = self._log.read_text(errors="replace").strip().splitlines() or [""]
             raise NotAvailableError(f"exit status {self._process.returncode}: {words[-1][:200]}")
 
-    def __enter__(self) -> "_Process":
+    def __enter__(self) -> "Process":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,12 +186,12 @@ class _Process:
 async def _serving(
     command: Sequence[str], environment: Mapping[str, str], log: Path, call: Call
 ) -> AsyncIterator[Server]:
-    with _Process(command, environment, log) as process:
-        await _until(process, lambda: _answers(call))
+    with Process(command, environment, log) as process:
+        await until(process, lambda: _answers(call))
         yield Server({"HTTP": call}, psutil.Process(process.pid))
 
 
-async def _until(process: _Process, attempt: Callable[[], Awaitable[None]]) -> None:
+async def until(process: Process, attempt: Callable[[], Awaitable[None]]) -> None:
     """Tries until it works. Raises NotAvailableError when the process ends, or takes too long."""
     deadline_s = perf_counter() + START_S
     error: Exception | None = None

@@ -1,191 +1,259 @@
-"""How low the loss gets in 20 and in 60 seconds of training on this machine's CPU, and nanoGPT's recipe beside it.
+"""How low the loss gets in so many seconds of a whole job on this machine's CPU, and nanoGPT's recipe beside it.
 
-`python -m benchmarks.train`: Tiny Shakespeare by character, first 90 % to train, the rest to validate in one full
-deterministic pass. Every contestant runs in a process of its own, with threads that sleep while they wait; rounds
-alternate, so that a change of the machine's load meets all of them. A budget covers calibration and training; the
-closing evaluation is timed beside it.
+    python -m benchmarks.train [--seconds 12 60 180] [--seeds 1 2 3] [--without-nanogpt]
+
+Tiny Shakespeare by character, the first 90 % to train, the rest to validate in one full deterministic pass. Ours is a
+job of a running suite, from CreateJob to its last evaluation: starting the worker, making tokens, calibration,
+telemetry and checkpoints included, only the export left out; its time budget is what the seconds leave beside that.
+nanoGPT's recipe has a process of its own and is timed once that has loaded everything. Rounds alternate, so that a
+change of the machine's load meets all of them. At last single steps of one shape (4 layers, 128 wide, 12 x 64 tokens)
+alternate in one process.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from time import perf_counter, process_time
 
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 
-DEFAULT_TEXT = Path(__file__).parents[1] / ".." / "shared" / "data" / "tinyshakespeare.txt"
+from benchmarks.contestants import ROOT
+from benchmarks.servers import Process, until
+from octavo.addresses import Addresses
+from octavo.cli import ports
+from octavo.client import AsyncClient
+from octavo.v1 import datasets_pb2
+from octavo.v1 import trainer_pb2 as pb
+
+DEFAULT_TEXT = ROOT / ".." / "shared" / "data" / "tinyshakespeare.txt"
 SOURCE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+DATASET, MODEL = "datasets/shakespeare", "models/shakespeare"
+AROUND_S = 3.5
+"""What a job takes beside its time budget: a worker that starts, tokens, calibration."""
+STEP_BLOCKS, STEPS_A_BLOCK = 12, 40
+NANOGPT = "nanoGPT's recipe"
+
+Result = dict[str, float | str]
 
 
 def main() -> None:
     options = _options()
     if not options.text.is_file():
         sys.exit(f"{options.text} is not there; fetch {SOURCE} and name it with --text")
-    if options.contestant:
-        print(json.dumps(_run(options.contestant, options.text, options.seeds[0], options.threads)))
+    if options.alone:
+        print(json.dumps(ALONE[options.alone](options.text, options.seeds[0])))
         return
-    contestants = [f"octavo {seconds:g}" for seconds in options.budgets]
+    results = asyncio.run(_compete(options))
+    print(_table(results))
     if not options.without_nanogpt:
-        contestants.append("nanogpt")
-    results: list[dict[str, float | str]] = []
-    for seed in options.seeds:
-        for contestant in contestants:
-            results.append(_in_own_process(contestant, options, seed))
-            print(_row(results[-1]), flush=True)
-    print(_table(contestants, results))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        print(_step_table(_in_own_process("steps", options.text, options.seeds[0])))
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--text", type=Path, default=DEFAULT_TEXT, help="the corpus, UTF-8")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[20.0, 60.0], help="seconds of training")
+    parser.add_argument("--seconds", type=int, nargs="+", default=[12, 60, 180], help="seconds of a whole job")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one round each")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 means all cores")
     parser.add_argument("--without-nanogpt", action="store_true", help="leave the yardstick out")
-    parser.add_argument("--json", type=Path, help="write every result to this file")
-    parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", choices=sorted(ALONE), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _in_own_process(contestant: str, options: argparse.Namespace, seed: int) -> dict[str, float | str]:
-    command = [sys.executable, "-m", "benchmarks.train", "--contestant", contestant, "--seeds", str(seed)]
-    command += ["--text", str(options.text), "--threads", str(options.threads)]
+async def _compete(options: argparse.Namespace) -> list[Result]:
+    results: list[Result] = []
+    async with _suite(options.text) as client:
+        for seed in options.seeds:
+            for seconds in options.seconds:
+                results.append(await _job(client, seconds, seed))
+                _say(results[-1], seed)
+            if not options.without_nanogpt:
+                results.append(await asyncio.to_thread(_in_own_process, "nanogpt", options.text, seed))
+                _say(results[-1], seed)
+    return results
+
+
+@asynccontextmanager
+async def _suite(text: Path) -> AsyncIterator[AsyncClient]:
+    """Registry and trainer in a process, the corpus a dataset of theirs."""
+    chosen = ports.free()
+    environment = os.environ | {f"OCTAVO_{name.upper()}_PORT": str(port) for name, port in chosen.programs.items()}
+    addresses = {name: chosen.addresses[name] for name in ("registry", "trainer")}
+    environment |= {f"OCTAVO_{name.upper()}": address for name, address in addresses.items()}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as data:
+        environment |= {"OCTAVO_DATA_DIR": data, "OCTAVO_METRICS_PORT": str(chosen.metrics["trainer"])}
+        command = [sys.executable, "-m", "services", "registry", "trainer"]
+        with Process(command, environment | {"PYTHONPATH": str(ROOT)}, Path(data) / "suite.log") as process:
+            async with AsyncClient(Addresses(**addresses)) as client:
+                await until(process, lambda: _upload(client, text))
+                await until(process, lambda: _answers(client))
+                yield client
+
+
+async def _upload(client: AsyncClient, text: Path) -> None:
+    dataset = datasets_pb2.Dataset(blob=(await client.upload(text)).name)
+    name = DATASET.removeprefix("datasets/")
+    await client.datasets.CreateDataset(datasets_pb2.CreateDatasetRequest(dataset=dataset, dataset_id=name))
+
+
+async def _answers(client: AsyncClient) -> None:
+    await client.trainer.ListJobs(pb.ListJobsRequest())
+
+
+async def _job(client: AsyncClient, seconds: int, seed: int) -> Result:
+    """A job of about so many seconds, watched until its weights are saved and the export begins, then ended."""
+    budget = Duration()
+    budget.FromNanoseconds(int((seconds - AROUND_S) * 1e9))
+    spec = pb.TrainSpec(dataset=DATASET, model=MODEL, seed=seed, time_budget=budget)
+    start = perf_counter()
+    job = await client.trainer.CreateJob(pb.CreateJobRequest(job=pb.Job(train=spec)))
+    found: Result = {"contestant": f"octavo, {seconds} s"}
+    training_s = 0.0
+    async for event in client.trainer.WatchJob(pb.WatchJobRequest(name=job.name)):
+        if event.HasField("plan"):
+            found["parameters"] = event.plan.parameter_count
+        elif event.HasField("metric"):
+            found["tokens"] = event.metric.tokens
+            training_s += event.metric.step_duration.ToNanoseconds() / 1e9
+        elif event.HasField("evaluation"):
+            found["validation_loss"] = event.evaluation.validation_loss
+        elif event.HasField("progress") and event.progress.phase == pb.JOB_PHASE_EVALUATE:
+            break
+    found |= {"job_s": perf_counter() - start, "training_s": training_s}
+    await client.trainer.CancelJob(pb.CancelJobRequest(name=job.name))
+    return found
+
+
+def _in_own_process(alone: str, text: Path, seed: int) -> Result:
+    command = [sys.executable, "-m", "benchmarks.train", "--alone", alone, "--seeds", str(seed), "--text", str(text)]
     # As the trainer starts its workers.
     environment = os.environ | {"GOMP_SPINCOUNT": "2000"}
-    finished = subprocess.run(
-        command,
-        cwd=Path(__file__).parents[1],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(finished.stdout.splitlines()[-1])
+    finished = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    result: Result = json.loads(finished.stdout.splitlines()[-1])
+    return result
 
 
-def _run(contestant: str, path: Path, seed: int, threads: int) -> dict[str, float | str]:
+def _codes(path: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """Training and validation part by character, and how many characters there are."""
     text = path.read_text(encoding="utf-8")
-    symbols = sorted(set(text))
-    index = {symbol: code for code, symbol in enumerate(symbols)}
-    codes = np.array([index[symbol] for symbol in text], dtype=np.uint16)
+    symbols, codes = np.unique(np.array(list(text)), return_inverse=True)
     cut = int(0.9 * len(codes))
-    train, validation = codes[:cut], codes[cut:]
-    validation_bytes = len(text[cut:].encode())
-    name, _, seconds = contestant.partition(" ")
-    if name == "nanogpt":
-        result = _run_nanogpt(train, validation, len(symbols), seed, threads)
-    else:
-        result = _run_octavo(float(seconds), train, validation, validation_bytes, len(symbols), seed, threads)
-    return {"contestant": contestant, "seed": seed, **result}
+    return codes[:cut].astype(np.int64), codes[cut:].astype(np.int64), len(symbols)
 
 
-def _run_octavo(  # noqa: PLR0917
-    budget_s: float,
-    train: np.ndarray,
-    validation: np.ndarray,
-    validation_bytes: int,
-    vocab_size: int,
-    seed: int,
-    threads: int,
-) -> dict[str, float]:
-    from google.protobuf.duration_pb2 import Duration
-
-    from octavo.v1 import trainer_pb2 as pb
-    from services.trainer.loop import Training, configure_torch
-    from services.trainer.machine import Machine
-    from services.trainer.plan import architecture_of, resolve
-    from services.trainer.text_facts import TextFacts
-
-    machine = Machine.detect(device="cpu", threads=threads)
-    configure_torch(threads=machine.threads)
-    facts = TextFacts(train_tokens=len(train), validation_tokens=len(validation), vocab_size=vocab_size)
-    asked = pb.TrainSpec(seed=seed, time_budget=Duration(nanos=0, seconds=int(budget_s)))
-    start, cpu_start = time.perf_counter(), time.process_time()
-    provisional = resolve(asked, facts, machine)
-    training = Training(
-        provisional,
-        architecture_of(provisional),
-        training_tokens=train,
-        validation_tokens=validation,
-        validation_bytes=validation_bytes,
-    )
-    step_s = training.measure_step_s()
-    training.spec = resolve(asked, facts, machine, step_s=step_s, spent_s=time.perf_counter() - start)
-    for step in range(1, training.spec.steps + 1):
-        training.step(step)
-    train_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
-    evaluation = training.evaluate(training.spec.steps)
-    return {
-        "parameters": training.model.architecture.parameters,
-        "steps": training.spec.steps,
-        "tokens": training.spec.steps * training.tokens_per_step,
-        "train_s": train_s,
-        "cpu_s": cpu_s,
-        "evaluation_s": evaluation.duration.ToNanoseconds() / 1e9,
-        "validation_loss": evaluation.validation_loss,
-    }
-
-
-def _run_nanogpt(
-    train: np.ndarray, validation: np.ndarray, vocab_size: int, seed: int, threads: int
-) -> dict[str, float]:
+def _nanogpt(path: Path, seed: int) -> Result:
+    """The whole recipe, and the loss that it reached."""
     import torch
 
     from benchmarks import nanogpt
 
-    if threads:
-        torch.set_num_threads(threads)
-    start, cpu_start = time.perf_counter(), time.process_time()
-    model = nanogpt.train(torch.from_numpy(train.astype(np.int64)), vocab_size, seed)
-    train_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
-    loss = nanogpt.validation_loss(model, torch.from_numpy(validation.astype(np.int64)))
+    training, validation, vocab_size = _codes(path)
+    start = perf_counter()
+    model = nanogpt.train(torch.from_numpy(training), vocab_size, seed)
+    training_s = perf_counter() - start
+    loss = nanogpt.validation_loss(model, torch.from_numpy(validation))
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": nanogpt.ITERATIONS,
+        "contestant": NANOGPT,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens": nanogpt.ITERATIONS * nanogpt.BATCH * nanogpt.CONTEXT,
-        "train_s": train_s,
-        "cpu_s": cpu_s,
-        "evaluation_s": time.perf_counter() - start - train_s,
+        "job_s": perf_counter() - start,
+        "training_s": training_s,
         "validation_loss": loss,
     }
 
 
-def _row(result: dict[str, float | str]) -> str:
-    tokens_per_s = float(result["tokens"]) / float(result["train_s"])
-    return (
-        f"{result['contestant']!s:<10} seed {result['seed']}  {result['steps']:>5} steps  "
-        f"{result['train_s']:6.1f} s ({result['cpu_s']:.1f} s of CPU time)  {tokens_per_s:8,.0f} tokens/s  "
-        f"loss {result['validation_loss']:.4f}"
+def _steps(path: Path, seed: int) -> Result:
+    """Milliseconds of a step, ours and nanoGPT's, in alternating blocks: wall-clock and of CPU time."""
+    import torch
+
+    from benchmarks import nanogpt
+    from services.trainer.loop import configure_torch
+
+    training, validation, vocab_size = _codes(path)
+    configure_torch(threads=len(os.sched_getaffinity(0)))
+    ours = _our_steps(training, validation, vocab_size, seed)
+    theirs = nanogpt.steps(torch.from_numpy(training), vocab_size, seed)
+    found: dict[str, list[tuple[float, float]]] = {"octavo": [], NANOGPT: []}
+    for _ in range(STEP_BLOCKS):
+        for name, steps in (("octavo", ours), (NANOGPT, theirs)):
+            start, cpu_start = perf_counter(), process_time()
+            for _ in range(STEPS_A_BLOCK):
+                next(steps)
+            taken = (perf_counter() - start, process_time() - cpu_start)
+            found[name].append((taken[0] / STEPS_A_BLOCK * 1e3, taken[1] / STEPS_A_BLOCK * 1e3))
+    return {name: statistics.median(wall for wall, _ in blocks[1:]) for name, blocks in found.items()} | {
+        f"{name} cpu": statistics.median(cpu for _, cpu in blocks[1:]) for name, blocks in found.items()
+    }
+
+
+def _our_steps(training: np.ndarray, validation: np.ndarray, vocab_size: int, seed: int) -> Iterator[None]:
+    """Optimizer steps of our recipe in nanoGPT's shape, one each time."""
+    from services.trainer.loop import Training
+    from services.trainer.machine import Machine
+    from services.trainer.plan import architecture_of, resolve
+    from services.trainer.text_facts import TextFacts
+
+    facts = TextFacts(train_tokens=len(training), validation_tokens=len(validation), vocab_size=vocab_size)
+    shape = pb.Architecture(layers=4, width=128, context_length=64)
+    asked = pb.TrainSpec(architecture=shape, batch_size=12, steps=2000, seed=seed)
+    spec = resolve(asked, facts, Machine.detect(device="cpu"))
+    run = Training(
+        spec,
+        architecture_of(spec),
+        training_tokens=training.astype(np.uint16),
+        validation_tokens=validation.astype(np.uint16),
+        validation_bytes=len(validation),
+    )
+    for step in range(1, spec.steps + 1):
+        run.step(step)
+        yield
+
+
+ALONE = {"nanogpt": _nanogpt, "steps": _steps}
+
+
+def _say(result: Result, seed: int) -> None:
+    print(
+        f"{result['contestant']}, seed {seed}: job {result['job_s']:.1f} s, training {result['training_s']:.1f} s, "
+        f"{float(result['tokens']) / float(result['training_s']):,.0f} tokens/s, loss {result['validation_loss']:.4f}",
+        flush=True,
     )
 
 
-def _table(contestants: list[str], results: list[dict[str, float | str]]) -> str:
+def _table(results: list[Result]) -> str:
+    columns = ("parameters", "rounds", "job s, median", "training s, median", "tokens/s, median")
     lines = [
         "",
-        "| contestant | parameters | rounds | training s, median | CPU s, median | tokens/s, median | "
-        "validation loss, mean (least to most) |",
-        "|---|---|---|---|---|---|---|",
+        f"| contestant | {' | '.join(columns)} | validation loss, mean (least to most) |",
+        "|---" * (len(columns) + 2) + "|",
     ]
-    for contestant in contestants:
-        rows = [r for r in results if r["contestant"] == contestant]
-        losses = [float(r["validation_loss"]) for r in rows]
-        train_s = statistics.median(float(r["train_s"]) for r in rows)
-        cpu_s = statistics.median(float(r["cpu_s"]) for r in rows)
-        speed = statistics.median(float(r["tokens"]) / float(r["train_s"]) for r in rows)
-        spread = f"{min(losses):.4f} to {max(losses):.4f}"
+    for contestant in dict.fromkeys(result["contestant"] for result in results):
+        rows = [result for result in results if result["contestant"] == contestant]
+        losses = [float(row["validation_loss"]) for row in rows]
+        job_s, training_s = (statistics.median(float(row[name]) for row in rows) for name in ("job_s", "training_s"))
+        speed = statistics.median(float(row["tokens"]) / float(row["training_s"]) for row in rows)
         lines.append(
-            f"| {contestant}{' s' if ' ' in contestant else ''} | {rows[0]['parameters']:,} | {len(rows)} | "
-            f"{train_s:.1f} | {cpu_s:.1f} | {speed:,.0f} | {statistics.mean(losses):.4f} ({spread}) |"
+            f"| {contestant} | {rows[0]['parameters']:,} | {len(rows)} | {job_s:.1f} | {training_s:.1f} "
+            f"| {speed:,.0f} | {statistics.mean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f}) |"
         )
     return "\n".join(lines)
+
+
+def _step_table(found: Result) -> str:
+    lines = ["", "| one step of 12 x 64 tokens, 4 layers of 128 | ms, median | ms of CPU time |", "|---|---|---|"]
+    lines += [f"| {name} | {found[name]:.1f} | {found[f'{name} cpu']:.1f} |" for name in ("octavo", NANOGPT)]
+    ratio = float(found["octavo"]) / float(found[NANOGPT])
+    return "\n".join([*lines, f"| ratio (to reach: at most 1) | {ratio:.2f} | |"])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ _LOOKING: Final = 0.1
 _MOST_LOOKS: Final = 10
 # Where people set the interval themselves, training still gets at least the rest of this.
 _MOST_LOOKING: Final = 0.8
+# Part of a short budget that measuring a step may take beside it; a second is enough.
+_CALIBRATING: Final = 0.05
 # Enough of a sample to know what a token costs.
 _TRIED_TOKENS: Final = 16
 
@@ -34,9 +36,9 @@ class Pace:
     look_s: float
 
     @classmethod
-    def measure(cls, training: Training, prompts: list[list[int]]) -> Self:
-        """Measured on a run that is thrown away afterwards."""
-        step_s = training.measure_step_s()
+    def measure(cls, training: Training, prompts: list[list[int]], *, budget_s: float) -> Self:
+        """Measured on a run that is thrown away afterwards, in little time beside the budget."""
+        step_s = training.measure_step_s(at_least_s=min(1.0, _CALIBRATING * budget_s))
         evaluation_s = training.evaluate(0).duration.ToNanoseconds() / 1e9
         sample = training.spec.sample
         start = time.perf_counter()

@@ -107,15 +107,15 @@ class Pipeline:
         self._run.say(pb.JOB_PHASE_CALIBRATE, "measuring how long a step takes")
         # Any number of steps will do: the duration of a step does not depend on it.
         provisional = plan(spec, facts, machine, step_s=1.0).train
-        pace = Pace.measure(
-            new_training(provisional, corpus, say_nothing), prompter_of(corpus).prompts(provisional.sample)
-        )
+        budget_s = spec.time_budget.ToNanoseconds() / 1e9
+        prompts = prompter_of(corpus).prompts(provisional.sample)
+        pace = Pace.measure(new_training(provisional, corpus, say_nothing), prompts, budget_s=budget_s)
         self._run.heed()
         fixed = budgeted_plan(spec, facts, machine, pace)
         self._run.log.log(
             pb.LOG_SEVERITY_INFO,
             f"a step takes {pace.step_s * 1e3:.1f} ms, an evaluation with its sample {pace.look_s:.2f} s: "
-            f"{spec.time_budget.ToNanoseconds() / 1e9:g} s are {fixed.total_steps} steps",
+            f"{budget_s:g} s are {fixed.total_steps} steps",
         )
         return fixed
 
