@@ -233,3 +233,39 @@ def test_a_smaller_microbatch_gives_the_same_steps_up_to_rounding():
         assert split.step(step).loss == pytest.approx(whole.step(step).loss, rel=1e-4)
     for name, tensor in whole.weights().items():
         torch.testing.assert_close(split.weights()[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+async def test_a_job_that_diverges_recovers_and_everybody_who_looks_can_see_it(suite):
+    spec = suite.spec(
+        optimizer=pb.OptimizerSpec(matrix_learning_rate=0.1, learning_rate=4.0, weight_decay=0.7),
+        schedule=pb.ScheduleSpec(warmup_steps=30, final_fraction=1.0),
+        precision=pb.TRAINING_PRECISION_FP32,
+    )
+    spec.steps = STEPS
+    spec.evaluation_interval_steps = 45
+    async with suite.trainer() as client:
+        await suite.add_dataset(client)
+        job = await suite.create(client, spec)
+        assert job.plan.train.recovery == pb.RecoveryPolicy(
+            max_rollbacks=3, learning_rate_factor=0.5, split_microbatch=True
+        )
+        events = await suite.finished(client, job.name)
+        job = await client.trainer.GetJob(pb.GetJobRequest(name=job.name))
+        metrics = await client.trainer.ListMetrics(pb.ListMetricsRequest(parent=job.name))
+        logs = await client.trainer.ListLogs(pb.ListLogsRequest(parent=job.name))
+        diagnosis = await client.trainer.DiagnoseJob(pb.DiagnoseJobRequest(name=job.name))
+
+    # Whether weights that were so far off are worth an export is the export's to say.
+    assert "TRAINING_DIVERGED" not in str(job.error)
+    assert [event.recovery for event in events if event.HasField("recovery")] == list(job.recoveries)
+    assert job.recoveries[0].cause == pb.RECOVERY_CAUSE_NOT_FINITE
+    assert [metric.step for metric in metrics.metrics] == list(range(1, STEPS + 1))
+    assert all(metric.flops_utilization > 0 for metric in metrics.metrics)
+    assert metrics.metrics[-1].update_ratio > 0
+    assert any("going back to step" in line.message for line in logs.lines)
+    assert any(line.type == "evaluation" for line in logs.lines)
+    assert (suite.directory / "trainer" / job.name / "log.jsonl").exists()
+    assert diagnosis.findings[0].verdict == pb.DIAGNOSIS_VERDICT_UNSTABLE
+    assert diagnosis.HasField("readiness")
+    assert job.latest_resource_usage.process_memory_bytes > 0
