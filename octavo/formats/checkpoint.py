@@ -6,6 +6,7 @@ the parent synced; verified when read, with fallback to the one before. Knows no
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -85,10 +86,15 @@ class CheckpointFolder:
             except DataLoss:
                 _remove(final)
         partial = self._path / f".{final.name}.partial"
-        partial.mkdir()
-        write_safetensors(partial / TENSORS, tensors)
-        _write_manifest(partial, step, facts)
-        _sync_directory(partial)
+        _require_room(self._path, sum(array.nbytes for array in tensors.values()))
+        try:
+            partial.mkdir()
+            write_safetensors(partial / TENSORS, tensors)
+            _write_manifest(partial, step, facts)
+            _sync_directory(partial)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)  # half a checkpoint would keep a full disk full
+            raise
         partial.rename(final)
         _sync_directory(self._path)
         return _entry(final, step)
@@ -149,6 +155,13 @@ class CheckpointFolder:
         for entry in self._path.iterdir():
             if entry.name.startswith(".step-"):
                 shutil.rmtree(entry)
+
+
+def _require_room(directory: Path, size_bytes: int) -> None:
+    """OSError (ENOSPC) before anything is begun that would fill the disk for everybody else."""
+    found = os.statvfs(directory)
+    if found.f_bavail * found.f_frsize < size_bytes:
+        raise OSError(errno.ENOSPC, f"a checkpoint of {size_bytes} bytes does not fit", str(directory))
 
 
 def _write_manifest(directory: Path, step: int, facts: Mapping[str, Any]) -> None:

@@ -3267,6 +3267,7 @@ class JobCommand(_message.Message):
     PAUSE_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
+    EXPIRE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 1, without gaps."""
     @_builtins.property
@@ -3289,6 +3290,10 @@ class JobCommand(_message.Message):
     def live(self) -> Global___LiveSettings:
         """The live settings from here on, all of them: those of an earlier command count no more."""
 
+    @_builtins.property
+    def expire(self) -> Global___ExpireCommand:
+        """Save a checkpoint and end the job: its timeout is over."""
+
     def __init__(
         self,
         *,
@@ -3298,12 +3303,13 @@ class JobCommand(_message.Message):
         pause: Global___PauseCommand | None = ...,
         checkpoint: Global___CheckpointCommand | None = ...,
         live: Global___LiveSettings | None = ...,
+        expire: Global___ExpireCommand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "checkpoint", b"checkpoint", "command", b"command", "create_time", b"create_time", "live", b"live", "pause", b"pause"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "checkpoint", b"checkpoint", "command", b"command", "create_time", b"create_time", "expire", b"expire", "live", b"live", "pause", b"pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "checkpoint", b"checkpoint", "command", b"command", "create_time", b"create_time", "live", b"live", "pause", b"pause", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "checkpoint", b"checkpoint", "command", b"command", "create_time", b"create_time", "expire", b"expire", "live", b"live", "pause", b"pause", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["cancel", "pause", "checkpoint", "live"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["cancel", "pause", "checkpoint", "live", "expire"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -3359,6 +3365,23 @@ class CheckpointCommand(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckpointCommand: _TypeAlias = CheckpointCommand  # noqa: Y015
+
+@_typing.final
+class ExpireCommand(_message.Message):
+    """Save a checkpoint and end the job: its timeout is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpireCommand: _TypeAlias = ExpireCommand  # noqa: Y015
 
 @_typing.final
 class CommandApplied(_message.Message):

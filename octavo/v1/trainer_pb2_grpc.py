@@ -194,8 +194,8 @@ class TrainerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseJob(self, request, context):
-        """Saves a checkpoint at the next step boundary and gives the job's place in the machine to the next in the queue.
-        Waits a few seconds for the worker; the answer may still say RUNNING.
+        """Saves a checkpoint at the next step boundary, ends the job's process, so that its memory is free, and gives its
+        place in the machine to the next in the queue. Waits a few seconds for the worker; the answer may still say RUNNING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

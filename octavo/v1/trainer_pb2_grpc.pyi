@@ -59,8 +59,8 @@ class TrainerStub:
     cancelled job changes nothing. Waits a few seconds for the worker; the answer may still say RUNNING.
     """
     PauseJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PauseJobRequest, _trainer_pb2.Job]
-    """Saves a checkpoint at the next step boundary and gives the job's place in the machine to the next in the queue.
-    Waits a few seconds for the worker; the answer may still say RUNNING.
+    """Saves a checkpoint at the next step boundary, ends the job's process, so that its memory is free, and gives its
+    place in the machine to the next in the queue. Waits a few seconds for the worker; the answer may still say RUNNING.
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ResumeJobRequest, _trainer_pb2.Job]
     """Puts a paused job back into the queue; it goes on at the step where it stopped."""
@@ -122,8 +122,8 @@ class TrainerAsyncStub(TrainerStub):
     cancelled job changes nothing. Waits a few seconds for the worker; the answer may still say RUNNING.
     """
     PauseJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PauseJobRequest, _trainer_pb2.Job]  # type: ignore[assignment]
-    """Saves a checkpoint at the next step boundary and gives the job's place in the machine to the next in the queue.
-    Waits a few seconds for the worker; the answer may still say RUNNING.
+    """Saves a checkpoint at the next step boundary, ends the job's process, so that its memory is free, and gives its
+    place in the machine to the next in the queue. Waits a few seconds for the worker; the answer may still say RUNNING.
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ResumeJobRequest, _trainer_pb2.Job]  # type: ignore[assignment]
     """Puts a paused job back into the queue; it goes on at the step where it stopped."""
@@ -230,8 +230,8 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.PauseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.Job, _abc.Awaitable[_trainer_pb2.Job]]:
-        """Saves a checkpoint at the next step boundary and gives the job's place in the machine to the next in the queue.
-        Waits a few seconds for the worker; the answer may still say RUNNING.
+        """Saves a checkpoint at the next step boundary, ends the job's process, so that its memory is free, and gives its
+        place in the machine to the next in the queue. Waits a few seconds for the worker; the answer may still say RUNNING.
         """
 
     @_abc_1.abstractmethod

@@ -12,19 +12,22 @@ from bisect import insort
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from octavo.errors import DeadlineExceeded, OctavoError
 from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
 from services.trainer import live_settings
 from services.trainer.commands import CommandReader
 from services.trainer.events import EventLog
-from services.trainer.history import applied_commands, valid
+from services.trainer.history import ENDING, applied_commands, valid
 
 
 class Leaving(Exception):
     """The worker has to stop before the job's end. `state` is the job's next state; None when it shall go on later."""
 
-    def __init__(self, state: pb.JobState.ValueType | None, message: str) -> None:
+    def __init__(self, state: pb.JobState.ValueType | None, message: str, error: OctavoError | None = None) -> None:
         super().__init__(message)
         self.state = state
+        self.error = error
 
 
 class Control:
@@ -74,13 +77,16 @@ class Control:
 
     def _apply(self, command: pb.JobCommand, step: int, save: Callable[[], None] | None) -> None:
         kind = command.WhichOneof("command")
-        if save is not None and kind in {"cancel", "pause", "checkpoint"}:
+        if save is not None and kind in ENDING | {"checkpoint"}:
             save()
         self._note(command, step)
         if kind == "cancel":
             raise Leaving(pb.JOB_STATE_CANCELLED, "cancelled; the last checkpoint is kept")
+        if kind == "expire":
+            error = time_over(step)
+            raise Leaving(pb.JOB_STATE_FAILED, error.message, error)
         if kind == "pause":
-            raise Leaving(pb.JOB_STATE_PAUSED, "paused")
+            raise Leaving(pb.JOB_STATE_PAUSED, "paused; ResumeJob goes on")
 
     def _note(self, command: pb.JobCommand, step: int) -> None:
         self._applied.add(command.sequence)
@@ -93,6 +99,15 @@ class Control:
         self._log.append(pb.JobEvent(command_applied=pb.CommandApplied(command=command, step=at)))
         changes = live_settings.difference(before, command.live)
         self._log.log(pb.LOG_SEVERITY_INFO, f"from step {at + 1} on: {changes}", at)
+
+
+def time_over(step: int) -> DeadlineExceeded:
+    """The error of a job that ran for longer than it may; `step` is that of its last checkpoint."""
+    return DeadlineExceeded(
+        Reason.REASON_DEADLINE_EXCEEDED,
+        f"the job's timeout is over; its last checkpoint, of step {step}, is kept: ForkJob goes on from it",
+        step=step,
+    )
 
 
 def _place(entry: tuple[int, int, pb.LiveSettings]) -> tuple[int, int]:

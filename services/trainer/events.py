@@ -6,6 +6,7 @@ background thread makes it durable within `SYNC_INTERVAL_S`, so it survives the 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -122,4 +123,6 @@ class EventLog:
 
     def _sync_regularly(self) -> None:
         while not self._closing.wait(SYNC_INTERVAL_S):
-            self._records.sync()
+            # A disk that is full says so again to whoever appends or saves next.
+            with contextlib.suppress(OSError):
+                self._records.sync()

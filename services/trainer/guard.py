@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from octavo.v1 import trainer_pb2 as pb
+from services.trainer import disk_room
+from services.trainer.control import time_over
+from services.trainer.history import ENDING
 from services.trainer.supervision import Supervision, worker_lost
 
 MAX_DELAY_S: Final = 60.0
@@ -48,7 +51,7 @@ class Guard:
     def watch_over(self, supervision: Supervision) -> None:
         """See to a job that runs."""
         if supervision.restart_at is not None:
-            if self._clock() >= supervision.restart_at:
+            if self._clock() >= supervision.restart_at and self._has_room(supervision):
                 supervision.restart_at = None
                 self._start(supervision)
             return
@@ -59,12 +62,16 @@ class Guard:
             return
         if not is_alive:
             self._handle_loss(supervision)
-        elif supervision.stop_at is not None and self._clock() >= supervision.stop_at:
-            supervision.send(signal.SIGKILL)
+        elif supervision.stop_at is not None:
+            if self._clock() >= supervision.stop_at:
+                supervision.send(signal.SIGKILL)
+        elif supervision.is_over_time():
+            supervision.add_command(pb.JobCommand(expire=pb.ExpireCommand()))
+            supervision.stop_at = self._clock() + self._limits.stop_grace_s
 
     def _handle_loss(self, supervision: Supervision) -> None:
         """A worker died without an end of its job."""
-        if self.end_by_command(supervision):
+        if self.end_by_command(supervision) or not self._has_room(supervision):
             return
         self.loss_count += 1
         losses = supervision.count_loss()
@@ -80,20 +87,41 @@ class Guard:
         self._logger.warning("a worker was lost", extra={"job": job.name, "cause": cause})
         supervision.restart_at = self._clock() + delay_s
 
+    def _has_room(self, supervision: Supervision) -> bool:
+        """Whether a worker may be started; where the disk is full, the job is paused until there is room."""
+        path = supervision.directory.path
+        if not disk_room.has_none(path):
+            return True
+        supervision.directory.give_room()
+        with supervision.writing() as log:
+            log.append(pb.JobEvent(state_change=disk_room.pause_for_room(supervision.job, path)))
+        supervision.restart_at = None
+        self._refresh(supervision)
+        return False
+
     def end_by_command(self, supervision: Supervision) -> bool:
         """Apply what the worker did not live to apply; whether that ended or paused the job."""
         pending = supervision.pending()
-        ends = [command for command in pending if command.HasField("cancel") or command.HasField("pause")]
+        ends = [command for command in pending if command.WhichOneof("command") in ENDING]
         if not ends:
             return False
-        is_cancelled = any(command.HasField("cancel") for command in ends)
-        state = pb.JOB_STATE_CANCELLED if is_cancelled else pb.JOB_STATE_PAUSED
+        change = _ending({command.WhichOneof("command") for command in ends}, supervision.job)
         with supervision.writing() as log:
             for command in ends:
                 applied = pb.CommandApplied(command=command, step=supervision.job.latest_checkpoint.step)
                 log.append(pb.JobEvent(command_applied=applied))
-            message = "no worker was at it any more; its last checkpoint is kept"
-            log.append(pb.JobEvent(state_change=pb.StateChange(state=state, message=message)))
+            log.append(pb.JobEvent(state_change=change))
         supervision.stop_at = None
         self._refresh(supervision)
         return True
+
+
+def _ending(kinds: set[str | None], job: pb.Job) -> pb.StateChange:
+    """What the strongest of the commands makes of a job that no worker is at."""
+    message = "no worker was at it any more; its last checkpoint is kept"
+    if "cancel" in kinds:
+        return pb.StateChange(state=pb.JOB_STATE_CANCELLED, message=message)
+    if "expire" in kinds:
+        error = time_over(job.latest_checkpoint.step)
+        return pb.StateChange(state=pb.JOB_STATE_FAILED, error=error.to_status(), message=error.message)
+    return pb.StateChange(state=pb.JOB_STATE_PAUSED, message=message)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Final
 
 from octavo.v1 import trainer_pb2 as pb
 from services.trainer.events import TERMINAL
+
+ENDING: Final = frozenset({"cancel", "expire", "pause"})
+"""The commands after which a worker is at the job no more."""
 
 
 def fold(job: pb.Job, event: pb.JobEvent) -> None:
@@ -83,7 +87,7 @@ def applied_commands(events: Iterable[pb.JobEvent]) -> dict[int, pb.CommandAppli
     for event in events:
         if event.HasField("command_applied"):
             command = event.command_applied.command
-            if command.HasField("cancel") or command.HasField("pause"):
+            if command.WhichOneof("command") in ENDING:
                 tentative.append(event.command_applied)
             else:
                 applied[command.sequence] = event.command_applied
@@ -95,7 +99,8 @@ def applied_commands(events: Iterable[pb.JobEvent]) -> dict[int, pb.CommandAppli
 
 def _fold_state(job: pb.Job, event: pb.JobEvent) -> None:
     change = event.state_change
-    job.state = change.state
+    job.state, job.state_message = change.state, change.message
+    job.ClearField("error")
     if change.HasField("error"):
         job.error.CopyFrom(change.error)
     if change.state in TERMINAL:

@@ -23,6 +23,8 @@ _JOB: Final = "job.binpb"
 _LAUNCH: Final = "launch.json"
 _DATASET: Final = "dataset.binpb"
 _LOCK: Final = "worker.lock"
+_ROOM: Final = "room"
+_ROOM_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,16 @@ class JobDirectory:
         os.close(descriptor)
         return False
 
+    def keep_room(self) -> None:
+        """Take some room while there is some, so that on a full disk it can still be said that the disk is full."""
+        if not (self.path / _ROOM).exists():
+            # Random: a file system that compresses would keep nothing.
+            self._write(_ROOM, os.urandom(_ROOM_BYTES))
+
+    def give_room(self) -> None:
+        """Free what `keep_room` took."""
+        (self.path / _ROOM).unlink(missing_ok=True)
+
     def note_pid(self, lock: int, pid: int | None) -> None:
         """Say which process holds the lock; None while that is not decided."""
         os.ftruncate(lock, 0)
@@ -120,10 +132,14 @@ class JobDirectory:
 
     def _write(self, name: str, content: bytes) -> None:
         partial = self.path / f".{name}.partial"
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
         partial.replace(self.path / name)
         directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:

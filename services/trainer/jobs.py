@@ -6,9 +6,12 @@ events are, and the row follows them. Knows nothing of workers.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -49,10 +52,20 @@ class JobStore:
         """Let go of the file."""
         self._connection.close()
 
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """The connection for one caller; OSError, as of any other file, where the disk does not take or give it."""
+        with self._lock:
+            try:
+                yield self._connection
+            except sqlite3.OperationalError as error:
+                number = errno.ENOSPC if "is full" in str(error) else errno.EIO
+                raise OSError(number, str(error), str(self._path)) from error
+
     def find_request(self, request_id: str, digest: bytes) -> pb.Job | None:
         """The job that this request made; Aborted when the id belongs to another request."""
-        with self._lock:
-            row = self._connection.execute(
+        with self._using() as connection:
+            row = connection.execute(
                 "SELECT job, request_digest FROM jobs WHERE request_id = ? AND NOT is_deleting", (request_id,)
             ).fetchone()
         if row is None:
@@ -67,16 +80,16 @@ class JobStore:
 
     def require_free(self, name: str) -> None:
         """AlreadyExists when the name is taken."""
-        with self._lock:
-            row = self._connection.execute("SELECT 1 FROM jobs WHERE name = ?", (name,)).fetchone()
+        with self._using() as connection:
+            row = connection.execute("SELECT 1 FROM jobs WHERE name = ?", (name,)).fetchone()
         if row is not None:
             raise _taken(name)
 
     def insert(self, job: pb.Job, request_id: str, digest: bytes) -> None:
         """Accept a job; AlreadyExists when the name is taken."""
         try:
-            with self._lock:
-                self._connection.execute(
+            with self._using() as connection:
+                connection.execute(
                     "INSERT INTO jobs (name, request_id, request_digest, state, job) VALUES (?, ?, ?, ?, ?)",
                     (job.name, request_id or None, digest, job.state, job.SerializeToString()),
                 )
@@ -85,18 +98,16 @@ class JobStore:
 
     def update(self, job: pb.Job) -> None:
         """Bring the row of a job up to date."""
-        with self._lock:
-            self._connection.execute(
+        with self._using() as connection:
+            connection.execute(
                 "UPDATE jobs SET state = ?, job = ? WHERE name = ?",
                 (job.state, job.SerializeToString(), job.name),
             )
 
     def read(self, name: str) -> pb.Job:
         """A job by name; NotFound."""
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT job FROM jobs WHERE name = ? AND NOT is_deleting", (name,)
-            ).fetchone()
+        with self._using() as connection:
+            row = connection.execute("SELECT job FROM jobs WHERE name = ? AND NOT is_deleting", (name,)).fetchone()
         if row is None:
             raise NotFound(
                 Reason.REASON_JOB_NOT_FOUND, f"there is no job {name!r}; ListJobs has those there are", job=name
@@ -105,8 +116,8 @@ class JobStore:
 
     def list_newest(self, before: int | None = None) -> list[tuple[int, pb.Job]]:
         """All jobs with their ordinals, newest first; those older than ordinal `before` when it is given."""
-        with self._lock:
-            rows = self._connection.execute(
+        with self._using() as connection:
+            rows = connection.execute(
                 "SELECT ordinal, job FROM jobs WHERE NOT is_deleting AND ordinal < ? ORDER BY ordinal DESC",
                 (before if before is not None else 1 << 62,),
             ).fetchall()
@@ -115,27 +126,27 @@ class JobStore:
     def list_living(self) -> list[pb.Job]:
         """The jobs that have not ended, oldest first."""
         marks = ", ".join(str(int(state)) for state in sorted(TERMINAL))
-        with self._lock:
-            rows = self._connection.execute(
+        with self._using() as connection:
+            rows = connection.execute(
                 f"SELECT job FROM jobs WHERE NOT is_deleting AND state NOT IN ({marks}) ORDER BY ordinal"  # noqa: S608
             ).fetchall()
         return [pb.Job.FromString(job) for (job,) in rows]
 
     def begin_delete(self, name: str) -> None:
         """Hide a job; what lies on disk may be removed from now on."""
-        with self._lock:
-            self._connection.execute("UPDATE jobs SET is_deleting = 1 WHERE name = ?", (name,))
+        with self._using() as connection:
+            connection.execute("UPDATE jobs SET is_deleting = 1 WHERE name = ?", (name,))
 
     def list_deleting(self) -> list[str]:
         """Names of jobs whose removal was begun."""
-        with self._lock:
-            rows = self._connection.execute("SELECT name FROM jobs WHERE is_deleting").fetchall()
+        with self._using() as connection:
+            rows = connection.execute("SELECT name FROM jobs WHERE is_deleting").fetchall()
         return [name for (name,) in rows]
 
     def finish_delete(self, name: str) -> None:
         """Forget a job."""
-        with self._lock:
-            self._connection.execute("DELETE FROM jobs WHERE name = ?", (name,))
+        with self._using() as connection:
+            connection.execute("DELETE FROM jobs WHERE name = ?", (name,))
 
 
 def _taken(name: str) -> AlreadyExists:

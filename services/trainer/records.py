@@ -123,8 +123,13 @@ class RecordWriter:
         """Make everything appended so far durable."""
         with self._lock:
             dirty, self._dirty = self._dirty, False
-        if dirty:
+        if not dirty:
+            return
+        try:
             os.fdatasync(self._descriptor)
+        except OSError:
+            self._dirty = True
+            raise
 
     def close(self) -> None:
         """Sync and let go of the file."""

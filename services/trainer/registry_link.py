@@ -8,8 +8,9 @@ from typing import Final, TypeVar
 
 from octavo.addresses import Addresses
 from octavo.client import Client
-from octavo.errors import DeadlineExceeded, Unavailable
+from octavo.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
 from services.trainer.events import EventLog
 from services.trainer.job_directory import JobDirectory, Launch
 
@@ -39,7 +40,10 @@ class RegistryLink:
         while True:
             try:
                 return act(self._connected())
-            except (Unavailable, DeadlineExceeded) as error:
+            except (Unavailable, DeadlineExceeded, ResourceExhausted) as error:
+                # A registry without room is waited for as one that is away: hours of training hang on it.
+                if isinstance(error, ResourceExhausted) and error.reason != Reason.REASON_STORAGE_FULL:
+                    raise
                 if time.monotonic() - began_s > self._directory.read_launch().registry_patience_s:
                     raise
                 if attempt == 0:

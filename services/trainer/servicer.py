@@ -7,7 +7,7 @@ import functools
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
@@ -17,7 +17,7 @@ from octavo.formats.checkpoint import CheckpointFolder
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
 from octavo.v1.trainer_pb2_grpc import TrainerServicer as Base
-from services.trainer import acceptance, fork, job_comparison, job_pages, ranking
+from services.trainer import acceptance, disk_room, fork, job_comparison, job_pages, ranking
 from services.trainer.acceptance import accepted_job, job_faults, request_digest
 from services.trainer.checks.names import ID
 from services.trainer.diagnosis import diagnose
@@ -29,6 +29,7 @@ from services.trainer.planner import Planner
 from services.trainer.replay_plan import plan_replay
 from services.trainer.supervisor import Supervisor
 
+Result = TypeVar("Result")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 # How often a watch looks for new events: well below the 250 ms that people notice; one `stat` each.
@@ -65,40 +66,41 @@ class TrainerServicer(Base):
         await self._plan(job, wrong)
         if request.validate_only:
             return job
-        made = await asyncio.to_thread(self._supervisor.submit, job, request.request_id, digest)
-        return self._decorated(made)
+        made = await self._supervised(self._supervisor.submit, job, request.request_id, digest)
+        return await self._decorated(made)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
         return await self._job(_name(request.name))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         response = await asyncio.to_thread(job_pages.list_jobs, self._store, self._supervisor.read, request)
-        for job in response.jobs:
-            self._decorated(job)
+        await asyncio.to_thread(self._decorate, *response.jobs)
         return response
 
     async def UpdateJob(self, request: pb.UpdateJobRequest, context: Context) -> pb.Job:
         name = _name(request.job.name, "job.name")
         change = acceptance.job_change(request)
-        return self._decorated(await asyncio.to_thread(self._supervisor.update, name, request.job.etag, change))
+        return await self._decorated(await self._supervised(self._supervisor.update, name, request.job.etag, change))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
         name = _name(request.name)
-        await asyncio.to_thread(self._supervisor.cancel, name)
+        await self._supervised(self._supervisor.cancel, name)
         return await self._settled(name, lambda job: job.state in TERMINAL)
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> pb.Job:
         name = _name(request.name)
-        await asyncio.to_thread(self._supervisor.pause, name)
-        return await self._settled(name, lambda job: job.state != pb.JOB_STATE_RUNNING)
+        await self._supervised(self._supervisor.pause, name)
+        # Only when the process is gone is its memory free.
+        is_at_work = functools.partial(self._supervisor.is_at_work, name)
+        return await self._settled(name, lambda job: job.state != pb.JOB_STATE_RUNNING and not is_at_work())
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.Job:
-        return self._decorated(await asyncio.to_thread(self._supervisor.resume, _name(request.name)))
+        return await self._decorated(await self._supervised(self._supervisor.resume, _name(request.name)))
 
     async def CheckpointJob(self, request: pb.CheckpointJobRequest, context: Context) -> pb.Checkpoint:
         name = _name(request.name)
         seen = (await self._job(name)).last_sequence
-        command = await asyncio.to_thread(self._supervisor.request_checkpoint, name)
+        command = await self._supervised(self._supervisor.request_checkpoint, name)
         async for event in self._events(name, seen):
             if event.command_applied.command.sequence == command:
                 return (await self._job(name)).latest_checkpoint
@@ -119,11 +121,11 @@ class TrainerServicer(Base):
         await self._plan(job, job_faults(job, request.job_id, request.request_id))
         fork.check_steps(job)
         adopt = functools.partial(fork.adopt_checkpoint, directory, job.parent_step)
-        made = await asyncio.to_thread(self._supervisor.submit, job, request.request_id, digest, adopt)
-        return self._decorated(made)
+        made = await self._supervised(self._supervisor.submit, job, request.request_id, digest, adopt)
+        return await self._decorated(made)
 
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> Empty:
-        await asyncio.to_thread(self._supervisor.delete, _name(request.name), request.etag)
+        await self._supervised(self._supervisor.delete, _name(request.name), request.etag)
         return Empty()
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.JobEvent]:
@@ -200,22 +202,38 @@ class TrainerServicer(Base):
         """The job once it is as asked, or as it is after a few seconds."""
         for _ in range(int(OBEY_S / POLL_INTERVAL_S)):
             job = await self._job(name)
-            if is_settled(job):
+            if await asyncio.to_thread(is_settled, job):
                 return job
             await asyncio.sleep(POLL_INTERVAL_S)
         return await self._job(name)
 
     async def _job(self, name: str) -> pb.Job:
-        return self._decorated(await asyncio.to_thread(self._supervisor.read, name))
+        return await self._decorated(await self._supervised(self._supervisor.read, name))
 
-    def _decorated(self, job: pb.Job) -> pb.Job:
-        """With what is not kept but follows from the moment: etag and place in the queue."""
-        job.etag = etag(job)
-        job.queue_position = 0
-        if job.state == pb.JOB_STATE_QUEUED:
-            queue = self._supervisor.queue()
-            job.queue_position = queue.index(job.name) + 1 if job.name in queue else 0
+    async def _supervised(self, act: Callable[..., Result], *arguments: object) -> Result:
+        """What the supervisor answers; ResourceExhausted where it has no room to make that durable."""
+        try:
+            return await asyncio.to_thread(act, *arguments)
+        except OSError as error:
+            if not disk_room.is_disk_full(error):
+                raise
+            raise disk_room.disk_full(self._supervisor.directory("jobs").path.parent) from error
+
+    async def _decorated(self, job: pb.Job) -> pb.Job:
+        await asyncio.to_thread(self._decorate, job)
         return job
+
+    def _decorate(self, *jobs: pb.Job) -> None:
+        """Add what is not kept but follows from the moment: etag, place in the queue and what a job waits for."""
+        is_queued = any(job.state == pb.JOB_STATE_QUEUED for job in jobs)
+        queue = self._supervisor.queue() if is_queued else {}
+        positions = {name: position for position, name in enumerate(queue, 1)}
+        for job in jobs:
+            job.etag = etag(job)
+            job.queue_position = 0
+            if job.state == pb.JOB_STATE_QUEUED:
+                job.queue_position = positions.get(job.name, 0)
+                job.state_message = queue.get(job.name) or job.state_message
 
 
 def _name(name: str, field: str = "name") -> str:

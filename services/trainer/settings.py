@@ -12,7 +12,7 @@ class Settings(ProgramSettings):
 
     port: int = PORTS["trainer"]
     max_running_jobs: int = 1
-    """Workers that may run at once; they share the CPU threads of the machine."""
+    """Workers that may run at once on the CPU, whose threads they share; each CUDA device takes one more."""
     max_queued_jobs: int = 10_000
     """Jobs that may wait; more are refused."""
     max_restarts: int = 5

@@ -20,6 +20,7 @@ from services.trainer.history import applied_commands, fold
 from services.trainer.job_directory import JobDirectory, Launch
 from services.trainer.log_lines import LogFile
 from services.trainer.recovery import Recoveries
+from services.trainer.running_time import RunningTime
 
 # Between a worker's last event and the end of its process: closing files and the interpreter.
 LEAVING_S: Final = 3.0
@@ -37,6 +38,8 @@ class Supervision:
         self.saved_at = 0.0
         self.has_begun = True
         self._events = EventReader(directory.path)
+        self._running = RunningTime()
+        self.is_saved = True
         self._losses = 0
         self._mark: tuple[int, int] = (0, 0)
 
@@ -47,8 +50,16 @@ class Supervision:
             is_news = True
             for event in batch:
                 fold(self.job, event)
+                self._running.note(event)
                 self.has_begun |= event.HasField("attempt_start")
+        if is_news:
+            self.job.running_duration.FromNanoseconds(self._running.total_ns)
         return is_news
+
+    def is_over_time(self) -> bool:
+        """Whether the job, which has a living worker, runs for longer than it may."""
+        limit = self.job.timeout
+        return self.job.HasField("timeout") and self._running.total_s(time.time()) > limit.ToNanoseconds() / 1e9
 
     def is_alive(self) -> bool:
         """Whether a worker is at it, started by us or found."""
@@ -166,6 +177,18 @@ def stop_workers(supervisions: Sequence[Supervision], grace_s: float) -> None:
         time.sleep(0.05)
     for one in running:
         one.send(signal.SIGKILL)
+
+
+def require_state(job: pb.Job, *states: pb.JobState.ValueType, verb: str) -> None:
+    """FailedPrecondition unless the job is in one of the states."""
+    if job.state not in states:
+        words = [pb.JobState.Name(state).removeprefix("JOB_STATE_") for state in (job.state, *sorted(states))]
+        raise FailedPrecondition(
+            Reason.REASON_JOB_STATE,
+            f"{job.name} is {words[0]}; it can be {verb} when it is {' or '.join(words[1:])}",
+            job=job.name,
+            state=words[0],
+        )
 
 
 def require_training(job: pb.Job, why: str) -> pb.Job:

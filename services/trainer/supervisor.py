@@ -7,6 +7,7 @@ its events, so a supervisor that was killed knows everything again as soon as it
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import threading
 import time
@@ -17,18 +18,20 @@ from typing import Final, TextIO
 
 from google.protobuf.message import DecodeError
 
-from octavo.errors import FailedPrecondition
+from octavo.errors import OctavoError, Unavailable
 from octavo.v1 import trainer_pb2 as pb
-from octavo.v1.errors_pb2 import Reason
+from services.trainer import disk_room
 from services.trainer.events import LIVING, TERMINAL, now
 from services.trainer.executor import Executor, LocalProcesses
 from services.trainer.guard import Guard, Limits
 from services.trainer.job_directory import JobDirectory, Launch, claim
 from services.trainer.jobs import JobStore, check_etag
+from services.trainer.places import in_turn, share_places
 from services.trainer.supervision import (
     Supervision,
     changed_while_living,
     queue_full,
+    require_state,
     require_training,
     stop_workers,
 )
@@ -61,6 +64,9 @@ class Supervisor:
         self._clock = clock
         self._lock = threading.RLock()
         self._living: dict[str, Supervision] = {}
+        # Jobs that have ended while their worker still lets go of its memory: it holds its place until it is gone.
+        self._leaving: list[Supervision] = []
+        self._looked_for_room_at = -math.inf
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._instance: TextIO | None = None
@@ -91,7 +97,7 @@ class Supervisor:
             if self._limits.stop_workers:
                 stop_workers(list(self._living.values()), self._limits.stop_grace_s)
             for supervision in self._living.values():
-                self._store.update(supervision.job)
+                self._save(supervision)
             self._executor.close()
         if self._instance:
             self._instance.close()
@@ -170,12 +176,17 @@ class Supervisor:
             found = [one.job for one in self._living.values() if one.job.state == pb.JOB_STATE_RUNNING]
             return [pb.Job.FromString(job.SerializeToString()) for job in found]
 
-    def queue(self) -> list[str]:
-        """Names of the queued jobs, the next to run first: priority, then age."""
+    def queue(self) -> dict[str, str]:
+        """Names of the queued jobs, the next to run first by priority, then age; and what each waits for."""
         with self._lock:
-            queued = [one.job for one in self._living.values() if one.job.state == pb.JOB_STATE_QUEUED]
-        order = sorted(queued, key=lambda job: (-job.priority, job.create_time.ToNanoseconds()))
-        return [job.name for job in order]
+            _, waiting = self._share()
+            return {job.name: waiting.get(job.name) or self._wait_for_room(job) for job in self._queued()}
+
+    def is_at_work(self, name: str) -> bool:
+        """Whether the process of a job's worker is there."""
+        with self._lock:
+            directory = self.directory(name)
+            return directory.path.exists() and self._executor.is_alive(directory)
 
     def cancel(self, name: str) -> pb.Job:
         """End a job; a running one at its next step boundary."""
@@ -183,7 +194,7 @@ class Supervisor:
             job = self.read(name)
             if job.state == pb.JOB_STATE_CANCELLED:
                 return job
-            self._require(job, pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING, pb.JOB_STATE_PAUSED, verb="cancelled")
+            require_state(job, pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING, pb.JOB_STATE_PAUSED, verb="cancelled")
             supervision = self._living[name]
             if job.state == pb.JOB_STATE_RUNNING and supervision.directory.is_locked():
                 supervision.add_command(pb.JobCommand(cancel=pb.CancelCommand()))
@@ -198,21 +209,21 @@ class Supervisor:
         """Stop a job with a checkpoint and give its place away."""
         with self._lock:
             job = self.read(name)
-            if job.state == pb.JOB_STATE_PAUSED:
+            if job.state == pb.JOB_STATE_PAUSED and not disk_room.awaits_room(job):
                 return job
-            self._require(job, pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING, verb="paused")
+            require_state(job, pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING, pb.JOB_STATE_PAUSED, verb="paused")
             supervision = self._living[name]
             if job.state == pb.JOB_STATE_RUNNING and supervision.directory.is_locked():
                 supervision.add_command(pb.JobCommand(pause=pb.PauseCommand()))
             else:
-                self._change_state(supervision, pb.JOB_STATE_PAUSED, "paused while no worker was at it")
+                self._change_state(supervision, pb.JOB_STATE_PAUSED, "paused before a worker was at it")
             return self.read(name)
 
     def resume(self, name: str) -> pb.Job:
         """Put a paused job back into the queue."""
         with self._lock:
             job = self.read(name)
-            self._require(job, pb.JOB_STATE_PAUSED, verb="resumed")
+            require_state(job, pb.JOB_STATE_PAUSED, verb="resumed")
             self._change_state(self._living[name], pb.JOB_STATE_QUEUED, "resumed")
             self._start_queued()
             return self.read(name)
@@ -229,7 +240,7 @@ class Supervisor:
             changed.CopyFrom(job)
             change(changed)
             if changed_while_living(job, changed):
-                self._require(job, *LIVING, verb="given other settings")
+                require_state(job, *LIVING, verb="given other settings")
             if changed.live != job.live:
                 require_training(job, "it has no live settings")
                 # Worker and restarted supervisor know it from here; the row is only what people are shown.
@@ -244,7 +255,7 @@ class Supervisor:
         """Ask a running worker for a checkpoint; returns the sequence number of the command."""
         with self._lock:
             job = require_training(self.read(name), "it has no checkpoints: when it is lost, it begins again")
-            self._require(job, pb.JOB_STATE_RUNNING, verb="checkpointed")
+            require_state(job, pb.JOB_STATE_RUNNING, verb="checkpointed")
             command = self._living[name].add_command(pb.JobCommand(checkpoint=pb.CheckpointCommand()))
             return command.sequence
 
@@ -253,7 +264,7 @@ class Supervisor:
         with self._lock:
             job = self.read(name)
             check_etag(job, expected_etag)
-            self._require(job, *TERMINAL, verb="deleted")
+            require_state(job, *TERMINAL, verb="deleted")
             self._remove(name)
 
     def _make_directory(self, job: pb.Job, prepare: Callable[[JobDirectory], None]) -> None:
@@ -275,16 +286,6 @@ class Supervisor:
             shutil.rmtree(path)
         self._store.finish_delete(name)
 
-    def _require(self, job: pb.Job, *states: pb.JobState.ValueType, verb: str) -> None:
-        if job.state not in states:
-            words = [pb.JobState.Name(state).removeprefix("JOB_STATE_") for state in (job.state, *sorted(states))]
-            raise FailedPrecondition(
-                Reason.REASON_JOB_STATE,
-                f"{job.name} is {words[0]}; it can be {verb} when it is {' or '.join(words[1:])}",
-                job=job.name,
-                state=words[0],
-            )
-
     def _take_up(self, job: pb.Job) -> None:
         """Begin to supervise a job, whatever happened to it before."""
         directory = self.directory(job.name)
@@ -294,7 +295,7 @@ class Supervisor:
         self._refresh(supervision)
         if supervision.job.state == pb.JOB_STATE_CREATED:
             self._change_state(supervision, pb.JOB_STATE_QUEUED, "accepted")
-        if any(command.HasField("cancel") for command in supervision.pending()):
+        if any(command.WhichOneof("command") in {"cancel", "expire"} for command in supervision.pending()):
             supervision.stop_at = self._clock() + self._limits.stop_grace_s
 
     def _run(self) -> None:
@@ -302,24 +303,68 @@ class Supervisor:
             try:
                 self._tick()
             except Exception:
-                # The next tick tries again: one job's full disk must not leave all others without supervision.
                 self._logger.exception("supervision failed")
 
     def _tick(self) -> None:
         with self._lock:
             for supervision in list(self._living.values()):
-                if supervision.job.state == pb.JOB_STATE_RUNNING:
-                    self._guard.watch_over(supervision)
-                elif supervision.stop_at is not None and not supervision.is_alive():
-                    # It paused before it saw that it was cancelled.
-                    self._guard.end_by_command(supervision)
+                try:
+                    self._see_to(supervision)
+                except (OSError, OctavoError) as error:
+                    # The next tick tries again: one job's full disk must not leave all others without supervision.
+                    if not disk_room.is_disk_full(error):
+                        self._logger.exception("cannot see to a job", extra={"job": supervision.job.name})
+            self._leaving = [one for one in self._leaving if self.is_at_work(one.job.name)]
+            self._look_for_room()
             self._start_queued()
 
+    def _see_to(self, supervision: Supervision) -> None:
+        if supervision.job.state == pb.JOB_STATE_RUNNING:
+            self._guard.watch_over(supervision)
+        elif supervision.job.state in TERMINAL:
+            self._refresh(supervision)  # its end could not be saved yet
+        elif supervision.stop_at is not None and not supervision.is_alive():
+            # It paused before it saw that it was cancelled.
+            self._guard.end_by_command(supervision)
+
+    def _look_for_room(self) -> None:
+        """Put jobs that a full disk has paused back into the queue, as many as there is room for."""
+        waiting = [one for one in self._living.values() if disk_room.awaits_room(one.job)]
+        if not waiting or self._clock() - self._looked_for_room_at < disk_room.CHECK_INTERVAL_S:
+            return
+        self._looked_for_room_at = self._clock()
+        free_bytes = disk_room.free_bytes(self._directory)
+        for supervision in waiting:
+            free_bytes -= disk_room.needed_bytes(supervision.job)
+            if free_bytes >= 0:
+                self._change_state(supervision, pb.JOB_STATE_QUEUED, "there is room on the disk again")
+
+    def _queued(self) -> list[pb.Job]:
+        """The next to run first."""
+        return in_turn(one.job for one in self._living.values() if one.job.state == pb.JOB_STATE_QUEUED)
+
+    def _share(self) -> tuple[list[str], dict[str, str]]:
+        """Who of the queued runs now, and what the others wait for."""
+        holders = [one.job for one in self._living.values() if one.job.state == pb.JOB_STATE_RUNNING]
+        paused = [one for one in self._living.values() if one.job.state == pb.JOB_STATE_PAUSED and one.is_alive()]
+        holders += [one.job for one in (*paused, *self._leaving)]
+        return share_places(holders, self._queued(), self._limits.max_running_jobs)
+
+    def _wait_for_room(self, job: pb.Job) -> str:
+        """What a job that has a place still waits for; empty where it may run."""
+        return disk_room.wait_for_room(job, [one.job for one in self._living.values()], self._directory)
+
     def _start_queued(self) -> None:
-        running = sum(one.job.state == pb.JOB_STATE_RUNNING for one in self._living.values())
-        for name in self.queue()[: max(0, self._limits.max_running_jobs - running)]:
-            self._change_state(self._living[name], pb.JOB_STATE_RUNNING, "a worker starts")
-            self._start(self._living[name])
+        starting, _ = self._share() if self._queued() else ([], {})
+        for supervision in [self._living[name] for name in starting]:
+            if self._wait_for_room(supervision.job):
+                continue
+            try:
+                self._change_state(supervision, pb.JOB_STATE_RUNNING, "a worker is at it")
+                self._start(supervision)
+            except (OSError, Unavailable):
+                # Its place is kept; the next tick tries again.
+                self._logger.exception("cannot start a worker", extra={"job": supervision.job.name})
 
     def _start(self, supervision: Supervision) -> None:
         if supervision.start(self._launch):
@@ -336,9 +381,19 @@ class Supervisor:
         before = supervision.job.state
         is_news = supervision.refresh()
         is_late = self._clock() - supervision.saved_at >= SAVE_INTERVAL_S
-        if supervision.job.state != before or (is_news and is_late):
-            self._store.update(supervision.job)
-            supervision.saved_at = self._clock()
-        if supervision.job.state in TERMINAL:
+        if supervision.job.state != before or not supervision.is_saved or (is_news and is_late):
+            self._save(supervision)
+        if supervision.job.state in TERMINAL and supervision.is_saved:
             supervision.release()
-            self._living.pop(supervision.job.name, None)
+            if self._living.pop(supervision.job.name, None) is not None:
+                self._leaving.append(supervision)
+
+    def _save(self, supervision: Supervision) -> None:
+        """Bring the row of a living job up to date, now or, where the disk is full, later: its events are the truth."""
+        supervision.saved_at = self._clock()
+        try:
+            self._store.update(supervision.job)
+            supervision.is_saved = True
+        except OSError:
+            supervision.is_saved = False
+            self._logger.warning("cannot save the state of a job", extra={"job": supervision.job.name})

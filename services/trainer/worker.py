@@ -7,7 +7,7 @@ tracebacks go to standard error, which the supervisor keeps as worker.log beside
 from __future__ import annotations
 
 import argparse
-import errno
+import contextlib
 import os
 import sys
 import traceback
@@ -17,6 +17,7 @@ from pathlib import Path
 from octavo.errors import Internal, OctavoError, ResourceExhausted
 from octavo.v1 import trainer_pb2 as pb
 from octavo.v1.errors_pb2 import Reason
+from services.trainer import disk_room
 from services.trainer.control import Control, Leaving
 from services.trainer.events import TERMINAL, EventLog, EventReader
 from services.trainer.executor import EXIT_PREEMPTED
@@ -28,6 +29,8 @@ from services.trainer.resource_usage import UsageSampler
 
 # Another process is at work in the directory: sysexits.h EX_CANTCREAT.
 EXIT_TAKEN = 73
+# Not even the reason could be written: sysexits.h EX_IOERR.
+EXIT_DISK_FULL = 74
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +58,8 @@ def work(directory: JobDirectory) -> int:
     if job.state in TERMINAL:
         return 0
     attempt = job.attempt_count + 1
+    with contextlib.suppress(OSError):
+        directory.keep_room()
     with LogFile(directory.log_file, job.plan) as file, EventLog(directory.path, attempt, listener=file.tell) as log:
         try:
             control = Control(directory.path, log, past, directory.read_job().live)
@@ -66,10 +71,28 @@ def work(directory: JobDirectory) -> int:
                 log.log(pb.LOG_SEVERITY_INFO, str(leaving))
                 return EXIT_PREEMPTED
             change = pb.StateChange(state=leaving.state, message=str(leaving))
+            if leaving.error is not None:
+                change.error.CopyFrom(leaving.error.to_status())
         except Exception as error:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # worker.log may be on the disk that is full
+                traceback.print_exc()
+            if disk_room.is_disk_full(error):
+                return _pause_for_room(directory, log)
             change = failure(error, directory)
         log.append(pb.JobEvent(state_change=change))
+    return 0
+
+
+def _pause_for_room(directory: JobDirectory, log: EventLog) -> int:
+    """Say that the job waits for room, in the room kept for it; where even that is gone, the supervisor says so."""
+    job = directory.read_job()
+    for event in EventReader(directory.path).read_all():
+        fold(job, event)
+    directory.give_room()
+    try:
+        log.append(pb.JobEvent(state_change=disk_room.pause_for_room(job, directory.path)))
+    except OSError:
+        return EXIT_DISK_FULL
     return 0
 
 
@@ -105,10 +128,6 @@ def failure(error: Exception, directory: JobDirectory) -> pb.StateChange:
 def _understood(error: Exception, directory: JobDirectory) -> OctavoError:
     if isinstance(error, OctavoError):
         return error
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return ResourceExhausted(
-            Reason.REASON_DISK_FULL, f"no room is left in {directory.path}: free some and create the job again"
-        )
     if is_out_of_memory(error):
         return ResourceExhausted(
             Reason.REASON_OUT_OF_MEMORY,

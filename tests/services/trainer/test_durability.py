@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import sys
@@ -28,9 +29,10 @@ def free_port():
 class Process:
     """The trainer in a process of its own, to be killed."""
 
-    def __init__(self, suite):
+    def __init__(self, suite, **environment):
         self.port = free_port()
         self.suite = suite
+        self.environment = environment
         self.process = None
 
     async def start(self):
@@ -40,6 +42,7 @@ class Process:
             "OCTAVO_TRAINER_RESTART_DELAY_S": "0.05",
             "OCTAVO_REGISTRY": self.suite.registry_address,
             "OCTAVO_METRICS_PORT": "0",
+            **self.environment,
         }
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "services", "trainer", cwd=ROOT, env=environment
@@ -113,6 +116,36 @@ async def test_service_and_worker_may_be_killed_in_any_order_and_a_watch_sees_ea
         assert [event.metric.step for event in events if event.HasField("metric")] == list(range(1, 2401))
         assert [event.evaluation.step for event in events if event.HasField("evaluation")] == [800, 1600, 2400]
         assert job.attempt_count == 3
+
+
+async def test_a_service_that_is_killed_at_any_moment_finds_all_its_workers_again(suite):
+    moment = random.Random(7)
+    trainer = Process(suite, OCTAVO_TRAINER_MAX_RUNNING_JOBS="3")
+    async with trainer.running() as client:
+        await suite.add_dataset(client)
+        spec = suite.spec(steps=100_000, evaluation_interval_steps=0)
+        jobs = [await answered(lambda: suite.create(client, spec)) for _ in range(3)]
+        directories = [JobDirectory(suite.directory / "trainer" / job.name) for job in jobs]
+        for job in jobs:
+            await suite.reached(client, job.name, lambda event: event.metric.step == 1)
+        workers = [directory.worker_pid() for directory in directories]
+        for _ in range(3):
+            await asyncio.sleep(moment.uniform(0, 0.5))
+            await trainer.kill()
+            await trainer.start()
+            request = pb.PauseJobRequest(name=jobs[0].name)
+            paused = await answered(lambda request=request: client.trainer.PauseJob(request))
+            assert paused.state == pb.JOB_STATE_PAUSED
+            await client.trainer.ResumeJob(pb.ResumeJobRequest(name=jobs[0].name))
+        assert [directory.worker_pid() for directory in directories[1:]] == workers[1:]
+        for job in jobs:
+            last = (await client.trainer.GetJob(pb.GetJobRequest(name=job.name))).latest_metric.step
+            seen = await suite.reached(client, job.name, lambda event, last=last: event.metric.step > last)
+            assert [event.sequence for event in seen] == list(range(1, len(seen) + 1))
+            steps = [event.metric.step for event in seen if event.HasField("metric")]
+            assert steps == list(range(1, len(steps) + 1))
+            ended = await client.trainer.CancelJob(pb.CancelJobRequest(name=job.name))
+            assert ended.attempt_count == (4 if job.name == jobs[0].name else 1)
 
 
 async def test_a_worker_that_is_told_to_stop_saves_first_and_goes_on_later(suite):

@@ -42,13 +42,13 @@ def test_a_job_that_is_refused_by_a_full_disk_is_not_there_and_can_be_sent_again
     assert not supervisor.directory("jobs/poet").path.exists()
     made = supervisor.submit(pb.Job(name="jobs/poet"), REQUEST, b"digest")
     assert made.state == pb.JOB_STATE_QUEUED
-    assert supervisor.queue() == ["jobs/poet"]
+    assert list(supervisor.queue()) == ["jobs/poet"]
 
 
 def test_a_request_that_is_sent_again_finds_the_job_it_made(supervisor):
     made = supervisor.submit(pb.Job(name="jobs/poet"), REQUEST, b"digest")
     assert supervisor.submit(pb.Job(name="jobs/other"), REQUEST, b"digest").name == made.name
-    assert supervisor.queue() == ["jobs/poet"]
+    assert list(supervisor.queue()) == ["jobs/poet"]
 
 
 def test_a_key_is_not_in_what_is_printed_of_a_launch(supervisor):
