@@ -83,7 +83,7 @@ def awaits_room(job: pb.Job) -> bool:
 
 
 def wait_for_room(job: pb.Job, living: Iterable[pb.Job], path: Path) -> str:
-    """What a queued job waits for before it may write to the disk of a path, if anything. Who had begun goes on first."""
+    """What a queued job waits for before it may write to a disk, if anything. Who had begun goes on first."""
     paused = [one.name for one in living if awaits_room(one)]
     if paused:
         return f"waits for room on the disk, after {paused[0]}"
