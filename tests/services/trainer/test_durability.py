@@ -136,7 +136,8 @@ async def test_a_service_that_is_killed_at_any_moment_finds_all_its_workers_agai
             request = pb.PauseJobRequest(name=jobs[0].name)
             paused = await answered(lambda request=request: client.trainer.PauseJob(request))
             assert paused.state == pb.JOB_STATE_PAUSED
-            await client.trainer.ResumeJob(pb.ResumeJobRequest(name=jobs[0].name))
+            resumed = pb.ResumeJobRequest(name=jobs[0].name)
+            await answered(lambda resumed=resumed: client.trainer.ResumeJob(resumed))
         assert [directory.worker_pid() for directory in directories[1:]] == workers[1:]
         for job in jobs:
             last = (await client.trainer.GetJob(pb.GetJobRequest(name=job.name))).latest_metric.step

@@ -49,8 +49,10 @@ async def test_a_job_on_a_busy_place_says_for_what_it_waits_and_runs_when_the_pa
 async def test_a_job_that_exceeds_its_timeout_fails_and_can_be_gone_on_from(suite):
     async with suite.trainer() as client:
         await suite.add_dataset(client)
-        asked = pb.Job(train=endless(suite), timeout={"seconds": 1}, max_restarts=0)
-        job = await client.trainer.CreateJob(pb.CreateJobRequest(job=asked))
+        job = await client.trainer.CreateJob(pb.CreateJobRequest(job=pb.Job(train=endless(suite), max_restarts=0)))
+        await suite.reached(client, job.name, at_step(5))
+        limit = pb.Job(name=job.name, timeout={"seconds": 1})
+        await client.trainer.UpdateJob(pb.UpdateJobRequest(job=limit, update_mask={"paths": ["timeout"]}))
         await suite.finished(client, job.name)
         job = await job_of(client, job.name)
         assert job.state == pb.JOB_STATE_FAILED

@@ -160,7 +160,7 @@ async def test_a_worker_that_is_lost_without_getting_further_fails_its_job_with_
         assert events[-1].state_change.state == pb.JOB_STATE_FAILED
         job = await client.trainer.GetJob(pb.GetJobRequest(name=job.name))
         assert "SIGKILL" in job.error.message
-        assert "microbatch_size" in job.error.message
+        assert "make context_length or size smaller" in job.error.message
         logs = await client.trainer.ListLogs(pb.ListLogsRequest(parent=job.name))
         assert any("was lost (SIGKILL)" in line.message for line in logs.lines)
 
