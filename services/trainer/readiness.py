@@ -76,5 +76,5 @@ def _advice(level: pb.ReadinessLevel.ValueType, job: pb.Job) -> str:
         pb.READINESS_LEVEL_NOT_READY: f"train on, or with more text or a larger size: {steps} steps are twice as many",
         pb.READINESS_LEVEL_TRAIN_LONGER: f"train longer: `octavo jobs fork` with {steps} steps goes on from here",
         pb.READINESS_LEVEL_READY: "it can serve; train longer for better text",
-        pb.READINESS_LEVEL_DEPLOY: "deploy it: `octavo deploy` serves the released version",
+        pb.READINESS_LEVEL_DEPLOY: "deploy it: `octavo deployments create NAME VERSION` serves the released version",
     }[level]
