@@ -77,7 +77,7 @@ class Program:
 
 @pytest.fixture
 def program(tmp_path):
-    return Program(ProgramSettings(port=0, data_dir=tmp_path, drain_s=2))
+    return Program(ProgramSettings(port=0, data_dir=tmp_path, drain_s=20))
 
 
 @asynccontextmanager

@@ -94,7 +94,7 @@ def test_a_job_without_a_spec_is_refused():
 def test_kinds_that_do_not_run_yet_are_refused_with_those_that_do(kind):
     asked = pb.Job()
     getattr(asked, kind).SetInParent()
-    with pytest.raises(Unimplemented, match="`train` and `export` can"):
+    with pytest.raises(Unimplemented, match="`train`, `export`, `replay` can"):
         check_job(asked, "", "")
 
 
