@@ -10,6 +10,9 @@ from octavo.cli.options import AsJson
 from octavo.cli.train import TOKENIZERS, Tokenizer
 from octavo.v1 import trainer_pb2 as pb
 
+LONGEST_S = 1800.0
+"""The first look at a large dataset turns all of it into tokens."""
+
 
 def preview(
     context: typer.Context,
@@ -36,7 +39,8 @@ def preview(
     spec_fields.apply(spec, set_ or [])
     with options.connected(context) as client:
         request = pb.PreviewExamplesRequest(job=pb.Job(train=spec), examples=examples)
-        response = client.trainer.PreviewExamples(request)
+        with screen.stderr().status("turning the dataset into tokens, where no job has done so yet"):
+            response = client.trainer.PreviewExamples(request, timeout=LONGEST_S)
     if as_json:
         screen.print_json(response)
     else:
