@@ -88,6 +88,7 @@ class Pipeline:
             log=self._run.log,
             control=self._run.control,
             past=self._run.past,
+            first_step=self._run.job.parent_step,
             peak_flops=peak_flops(
                 fixed.train.device,
                 is_bf16=fixed.train.precision == pb.TRAINING_PRECISION_BF16,

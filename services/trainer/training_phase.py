@@ -19,9 +19,10 @@ import numpy as np
 import psutil
 import torch
 
-from octavo.errors import DataLoss
+from octavo.errors import DataLoss, FailedPrecondition
 from octavo.formats.checkpoint import Checkpoint, CheckpointEntry, CheckpointFolder
 from octavo.v1 import trainer_pb2 as pb
+from octavo.v1.errors_pb2 import Reason
 from services.trainer import live_settings
 from services.trainer.control import Control
 from services.trainer.digests import history_after, history_of, state_digest
@@ -47,9 +48,12 @@ class TrainingPhase:
         log: EventLog,
         control: Control,
         past: Iterable[pb.JobEvent],
+        first_step: int = 0,
         peak_flops: float = 0.0,
     ) -> None:
-        """`peak_flops` is what the machine can reach, per second; 0 where it is not known."""
+        """`first_step` is the step of the parent's checkpoint that a fork began with. `peak_flops` is what the machine
+        can reach, per second; 0 where it is not known.
+        """
         self._training = training
         self._planned = training.spec
         self._prompter = prompter
@@ -64,6 +68,7 @@ class TrainingPhase:
         self._process = psutil.Process()
         architecture = training.model.architecture
         self._step_flops = training.tokens_per_step * architecture.flops_per_token(is_training=True)
+        self._first_step = first_step
         self._peak_flops = peak_flops
         self._update_ratio = 0.0
         self._said_deviation = False
@@ -176,7 +181,7 @@ class TrainingPhase:
         raise error
 
     def _last_good(self, before_step: int) -> CheckpointEntry | None:
-        """The newest checkpoint from which it is worth going on; None for the beginning."""
+        """The newest checkpoint from which it is worth going on; None for the beginning, which a fork has not."""
         fallback: CheckpointEntry | None = None
         for step in reversed([one for one in self._folder.steps() if one < before_step]):
             if self._recoveries.is_hopeless(step):
@@ -191,6 +196,13 @@ class TrainingPhase:
                 return checkpoint.entry
             # Where all are about to be lost, the oldest is the farthest from it.
             fallback = checkpoint.entry
+        if fallback is None and self._first_step:
+            raise FailedPrecondition(
+                Reason.REASON_CHECKPOINT_NOT_FOUND,
+                f"step {before_step} cannot be done, and no checkpoint is left that is worth going on from; fork the "
+                "parent again, from an earlier step or with lower learning rates",
+                step=before_step,
+            )
         return fallback
 
     def _go_back(self, recovery: pb.Recovery, progress: ProgressReporter) -> int:

@@ -55,8 +55,8 @@ def training(one):
 class Run:
     """What a worker does with a job's directory, as often as it is started."""
 
-    def __init__(self, directory, one):
-        self.directory, self.spec = directory, one
+    def __init__(self, directory, one, first_step=0):
+        self.directory, self.spec, self.first_step = directory, one, first_step
         self.folder = CheckpointFolder(directory / "checkpoints")
 
     def events(self):
@@ -72,7 +72,13 @@ class Run:
         with EventLog(self.directory, attempt=1) as log:
             control = Control(self.directory, log, past)
             phase = TrainingPhase(
-                run, prompter=Prompter(TOKENIZER, [1]), folder=self.folder, log=log, control=control, past=past
+                run,
+                prompter=Prompter(TOKENIZER, [1]),
+                folder=self.folder,
+                log=log,
+                control=control,
+                past=past,
+                first_step=self.first_step,
             )
             phase.run(self.folder.read_newest()[0], ProgressReporter(log))
         return arrays(run)
@@ -90,6 +96,14 @@ def diverged(tmp_path_factory):
     """A run that diverged, recovered and came to its end."""
     run = Run(tmp_path_factory.mktemp("diverged"), spec())
     return run, run.start()
+
+
+def test_a_fork_without_a_good_checkpoint_fails_rather_than_begin_without_its_parent(tmp_path):
+    run = Run(tmp_path, spec(checkpoints=pb.CheckpointPolicy(interval_steps=0, keep_latest=3)), first_step=10)
+    with pytest.raises(FailedPrecondition, match="fork the parent again") as refusal:
+        run.start()
+    assert refusal.value.reason == errors_pb2.REASON_CHECKPOINT_NOT_FOUND
+    assert not run.recoveries()
 
 
 def test_a_run_that_diverges_goes_back_to_its_last_good_checkpoint_and_ends_with_lower_rates(diverged):
