@@ -134,8 +134,12 @@ async def test_a_service_that_is_killed_at_any_moment_finds_all_its_workers_agai
             await trainer.kill()
             await trainer.start()
             request = pb.PauseJobRequest(name=jobs[0].name)
-            paused = await answered(lambda request=request: client.trainer.PauseJob(request))
-            assert paused.state == pb.JOB_STATE_PAUSED
+            job = await answered(lambda request=request: client.trainer.PauseJob(request))
+            # On a busy machine the answer may come before the worker is gone.
+            async with asyncio.timeout(60):
+                while job.state != pb.JOB_STATE_PAUSED:
+                    await asyncio.sleep(0.1)
+                    job = await client.trainer.GetJob(pb.GetJobRequest(name=request.name))
             resumed = pb.ResumeJobRequest(name=jobs[0].name)
             await answered(lambda resumed=resumed: client.trainer.ResumeJob(resumed))
         assert [directory.worker_pid() for directory in directories[1:]] == workers[1:]
