@@ -922,6 +922,7 @@ class TrainSpec(_message.Message):
     SAMPLE_FIELD_NUMBER: _builtins.int
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     EMA_DECAY_FIELD_NUMBER: _builtins.int
@@ -960,7 +961,13 @@ class TrainSpec(_message.Message):
     validation_fraction: _builtins.float
     """Last part of the text held back for validation, above 0 and at most 0.5; unset means 0.1."""
     threads: _builtins.int
-    """CPU threads of the worker; unset means those of the machine, shared among the workers that may run at once."""
+    """CPU threads of each process of the worker; unset means those of the machine, shared among the workers that may run
+    at once.
+    """
+    processes: _builtins.int
+    """Processes of this machine that share every batch, 1 to 64; on CUDA each takes a device. They come to the bits of one
+    process with the same microbatch_size and threads. Unset means 1.
+    """
     device: _builtins.str
     """`cpu`, `cuda` or `cuda:1`; empty means cuda where there is one. A job on the CPU takes one of the trainer's places
     there, one on a CUDA device the whole device: a job whose place is taken waits for it.
@@ -1055,6 +1062,7 @@ class TrainSpec(_message.Message):
         sample: Global___SampleSpec | None = ...,
         validation_fraction: _builtins.float | None = ...,
         threads: _builtins.int | None = ...,
+        processes: _builtins.int | None = ...,
         device: _builtins.str = ...,
         precision: Global___TrainingPrecision.ValueType = ...,
         ema_decay: _builtins.float | None = ...,
@@ -1067,9 +1075,9 @@ class TrainSpec(_message.Message):
         price_per_hour: _builtins.float | None = ...,
         data: Global___DataSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_target_loss", b"_target_loss", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "price_per_hour", b"price_per_hour", "recovery", b"recovery", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "target_loss", b"target_loss", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_processes", b"_processes", "_seed", b"_seed", "_size", b"_size", "_target_loss", b"_target_loss", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "architecture", b"architecture", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "lora", b"lora", "microbatch_size", b"microbatch_size", "optimizer", b"optimizer", "price_per_hour", b"price_per_hour", "processes", b"processes", "recovery", b"recovery", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "target_loss", b"target_loss", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_seed", b"_seed", "_size", b"_size", "_target_loss", b"_target_loss", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "price_per_hour", b"price_per_hour", "recovery", b"recovery", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "target_loss", b"target_loss", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_ema_decay", b"_ema_decay", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_microbatch_size", b"_microbatch_size", "_price_per_hour", b"_price_per_hour", "_processes", b"_processes", "_seed", b"_seed", "_size", b"_size", "_target_loss", b"_target_loss", "_threads", b"_threads", "_validation_fraction", b"_validation_fraction", "aliases", b"aliases", "architecture", b"architecture", "base_version", b"base_version", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "data", b"data", "dataset", b"dataset", "deployment", b"deployment", "device", b"device", "dropout", b"dropout", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "evaluation_interval_steps", b"evaluation_interval_steps", "export_precisions", b"export_precisions", "family", b"family", "lora", b"lora", "microbatch_size", b"microbatch_size", "model", b"model", "optimizer", b"optimizer", "precision", b"precision", "price_per_hour", b"price_per_hour", "processes", b"processes", "recovery", b"recovery", "sample", b"sample", "schedule", b"schedule", "seed", b"seed", "size", b"size", "steps", b"steps", "stop", b"stop", "target_loss", b"target_loss", "threads", b"threads", "time_budget", b"time_budget", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -1083,6 +1091,8 @@ class TrainSpec(_message.Message):
     _WhichOneofArgType__microbatch_size: _TypeAlias = _typing.Literal["_microbatch_size", b"_microbatch_size"]  # noqa: Y015
     _WhichOneofReturnType__price_per_hour: _TypeAlias = _typing.Literal["price_per_hour"]  # noqa: Y015
     _WhichOneofArgType__price_per_hour: _TypeAlias = _typing.Literal["_price_per_hour", b"_price_per_hour"]  # noqa: Y015
+    _WhichOneofReturnType__processes: _TypeAlias = _typing.Literal["processes"]  # noqa: Y015
+    _WhichOneofArgType__processes: _TypeAlias = _typing.Literal["_processes", b"_processes"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__size: _TypeAlias = _typing.Literal["size"]  # noqa: Y015
@@ -1107,6 +1117,8 @@ class TrainSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__microbatch_size) -> _WhichOneofReturnType__microbatch_size | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__price_per_hour) -> _WhichOneofReturnType__price_per_hour | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__processes) -> _WhichOneofReturnType__processes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload

@@ -19,6 +19,7 @@ _WITHOUT_EFFECT: Final = (
     "size",
     "microbatch_size",
     "threads",
+    "processes",
     "device",
     "checkpoints",
     "sample",

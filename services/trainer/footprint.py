@@ -22,12 +22,15 @@ def memory_bytes(resolved: pb.TrainSpec, architecture: Architecture) -> int:
     block = 12 * a.width + 3 * (a.attention_width + 2 * a.kv_width) + 5 * a.mlp_width
     scores = 2 * a.heads * min(a.context_length, 512)
     logits = tokens * a.vocab_size * (4 * 3 + element)
-    return int(
+    process = (
         _PROCESS_BYTES
         + _ELEMENT_BYTES * copies * a.parameters
         + tokens * a.layers * (block + scores) * element
         + logits
     )
+    # On CUDA each process has a device, and with it a memory, of its own.
+    sharing = 1 if resolved.device.startswith("cuda") else max(1, resolved.processes)
+    return int(sharing * process)
 
 
 def checkpoint_bytes(resolved: pb.TrainSpec, architecture: Architecture) -> int:

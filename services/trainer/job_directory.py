@@ -7,9 +7,11 @@ it dies, so neither a stale file nor a reused process id can be mistaken for a w
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, TextIO
@@ -25,6 +27,7 @@ _DATASET: Final = "dataset.binpb"
 _LOCK: Final = "worker.lock"
 _ROOM: Final = "room"
 _ROOM_BYTES: Final = 64 << 10
+_LEADER: Final = "leader.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,19 @@ class JobDirectory:
 
     def try_lock(self) -> int | None:
         """The lock as an open descriptor, held until closed everywhere; None when a process is at work."""
-        descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = self._try_lock(_LOCK)
+        if descriptor is None:
+            return None
+        # One that leads others outlives their agent by a moment, in which it may still write.
+        leader = self._try_lock(_LEADER)
+        if leader is None:
+            os.close(descriptor)
+            return None
+        os.close(leader)
+        return descriptor
+
+    def _try_lock(self, name: str) -> int | None:
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -118,6 +133,13 @@ class JobDirectory:
     def give_room(self) -> None:
         """Free what `keep_room` took."""
         (self.path / _ROOM).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def leading(self) -> Iterator[None]:
+        """Be the process that leads the others of a job, under an agent that holds its lock."""
+        with (self.path / _LEADER).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def note_pid(self, lock: int, pid: int | None) -> None:
         """Say which process holds the lock; None while that is not decided."""

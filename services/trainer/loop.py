@@ -83,15 +83,15 @@ class Training:
         spec: pb.TrainSpec,
         architecture: Architecture,
         *,
-        training_tokens: npt.NDArray[np.integer[Any]] | Examples,
+        training_tokens: npt.NDArray[np.integer[Any]] | Examples | BatchSource,
         validation_tokens: npt.NDArray[np.integer[Any]] | Examples,
         validation_bytes: int,
         base_weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`spec` is resolved: every field set, `steps` included. `base_weights` start a fine-tuning.
 
-        A text is an array of tokens, rows are examples. `validation_bytes` is the text of the validation tokens that
-        bear loss, in UTF-8.
+        A text is an array of tokens, rows are examples; batches that are made already are taken as they are.
+        `validation_bytes` is the text of the validation tokens that bear loss, in UTF-8.
         """
         self.spec = spec
         self.learning_rate_factor = 1.0
@@ -330,9 +330,13 @@ class _Swapped:
             parameter.data = data
 
 
-def _batches(spec: pb.TrainSpec, data: npt.NDArray[np.integer[Any]] | Examples, context_length: int) -> BatchSource:
-    if not isinstance(data, Examples):
+def _batches(
+    spec: pb.TrainSpec, data: npt.NDArray[np.integer[Any]] | Examples | BatchSource, context_length: int
+) -> BatchSource:
+    if isinstance(data, np.ndarray):
         return Batches(data, context_length=context_length, batch_size=spec.batch_size, seed=spec.seed)
+    if not isinstance(data, Examples):
+        return data
     packs = Packs(data, context_length=context_length, seed=spec.seed, is_packing=spec.data.packing)
     return PackedBatches(packs, batch_size=spec.batch_size, seed=spec.seed)
 

@@ -31,8 +31,9 @@ from services.trainer.training_phase import TrainingPhase
 class Pipeline:
     """One train job in one worker."""
 
-    def __init__(self, run: JobRun) -> None:
+    def __init__(self, run: JobRun, make_training: Callable[..., Training] = Training) -> None:
         self._run = run
+        self._make_training = make_training
         self._folder = CheckpointFolder(run.directory.checkpoints)
 
     def run(self, attempt: int) -> None:
@@ -80,7 +81,8 @@ class Pipeline:
         fixed = known or self._fix_plan(corpus)
         if known is None:
             self._run.log.append(pb.JobEvent(plan=fixed))
-        training = new_training(fixed.train, corpus, self._run.warn if known is None else say_nothing)
+        warn = self._run.warn if known is None else say_nothing
+        training = new_training(fixed.train, corpus, warn, self._make_training)
         phase = TrainingPhase(
             training,
             prompter=prompter_of(corpus),
@@ -110,7 +112,8 @@ class Pipeline:
         provisional = plan(spec, facts, machine, step_s=1.0).train
         budget_s = spec.time_budget.ToNanoseconds() / 1e9
         prompts = prompter_of(corpus).prompts(provisional.sample)
-        pace = Pace.measure(new_training(provisional, corpus, say_nothing), prompts, budget_s=budget_s)
+        tried = new_training(provisional, corpus, say_nothing, self._make_training)
+        pace = Pace.measure(tried, prompts, budget_s=budget_s)
         self._run.heed()
         fixed = budgeted_plan(spec, facts, machine, pace)
         self._run.log.log(
@@ -167,10 +170,12 @@ def prepared_corpus(run: JobRun, spec: pb.TrainSpec, dataset: datasets_pb2.Datas
     return run.corpora.prepare(wanted, run.download, lambda message: run.say(pb.JOB_PHASE_PREPARE, message))
 
 
-def new_training(spec: pb.TrainSpec, corpus: Corpus, warn: Callable[[str], None]) -> Training:
+def new_training(
+    spec: pb.TrainSpec, corpus: Corpus, warn: Callable[[str], None], make: Callable[..., Training] = Training
+) -> Training:
     """A run before its first step, by a resolved spec; `warn` hears what of the rows is cut or left out."""
     if corpus.rows is None:
-        return Training(
+        return make(
             spec,
             architecture_of(spec),
             training_tokens=corpus.train,
@@ -184,7 +189,7 @@ def new_training(spec: pb.TrainSpec, corpus: Corpus, warn: Callable[[str], None]
         warn(f"{truncated:,} rows do not fit {context_length} tokens: their prompts are cut from the left")
     if dropped:
         warn(f"{dropped:,} rows are left out: they do not fit {context_length} tokens")
-    return Training(
+    return make(
         spec,
         architecture_of(spec),
         training_tokens=train,

@@ -1,4 +1,4 @@
-"""Where jobs run: places on the CPU, and CUDA devices that take one job each; and what the others wait for.
+"""Where jobs run: places on the CPU, and CUDA devices, each for one process of one job; and what the others wait for.
 
 A pure function of who holds a place and who wants one. A job whose place is taken keeps nobody from another.
 """
@@ -13,10 +13,15 @@ from octavo.v1 import trainer_pb2 as pb
 CPU: Final = "cpu"
 
 
-def place_of(job: pb.Job) -> str:
-    """`cpu` or a device such as `cuda:0`, which is also what `cuda` means. Jobs that do not train run on the CPU."""
-    device = job.plan.train.device
-    return f"{device}:0" if device == "cuda" else device or CPU
+def places_of(job: pb.Job) -> list[str]:
+    """`cpu` or a device such as `cuda:0`, which is also what `cuda` means; each of several processes has its own.
+
+    Jobs that do not train run on the CPU, where several processes take one place.
+    """
+    device, processes = job.plan.train.device, job.plan.train.processes
+    if device == "cuda":
+        return [f"cuda:{index}" for index in range(max(1, processes))]
+    return [device or CPU]
 
 
 def in_turn(queued: Iterable[pb.Job]) -> list[pb.Job]:
@@ -30,19 +35,23 @@ def share_places(
     """Names of the queued jobs that run now, and what each of the others waits for, in the order of the queue."""
     held: dict[str, list[str]] = {}
     for job in holders:
-        held.setdefault(place_of(job), []).append(job.name)
+        for place in places_of(job):
+            held.setdefault(place, []).append(job.name)
     starting: list[str] = []
     waiting: dict[str, str] = {}
     before: dict[str, int] = {}
     for job in queue:
-        place = place_of(job)
-        taken = held.setdefault(place, [])
-        if len(taken) < (cpu_places if place == CPU else 1):
-            taken.append(job.name)
+        places = places_of(job)
+        taken = [place for place in places if len(held.get(place, ())) >= (cpu_places if place == CPU else 1)]
+        # One that waits for a device keeps its others, lest jobs of one device each go before it for ever.
+        for place in (one for one in places if one not in taken):
+            held.setdefault(place, []).append(job.name)
+        if not taken:
             starting.append(job.name)
             continue
-        waiting[job.name] = _reason(place, taken, before.get(place, 0))
-        before[place] = before.get(place, 0) + 1
+        first = taken[0]
+        waiting[job.name] = _reason(first, held.get(first, ()), before.get(first, 0))
+        before[first] = before.get(first, 0) + 1
     return starting, waiting
 
 

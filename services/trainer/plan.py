@@ -95,8 +95,10 @@ def _begun(spec: pb.TrainSpec, text: TextFacts, machine: Machine) -> pb.TrainSpe
     full = pb.TrainSpec()
     full.CopyFrom(spec)
     full.device = spec.device or machine.device
+    if not full.HasField("processes"):
+        full.processes = 1
     if not full.HasField("threads"):
-        full.threads = machine.threads
+        full.threads = max(1, machine.threads // full.processes)
     if not full.precision:
         full.precision = pb.TRAINING_PRECISION_BF16 if machine.has_bf16 else pb.TRAINING_PRECISION_FP32
     _fill_architecture(full, text)
@@ -242,11 +244,11 @@ def _fill_batch(full: pb.TrainSpec, architecture: Architecture, text: TextFacts)
     context = architecture.context_length
     if not full.HasField("batch_size"):
         batch = recipe.batch_size(architecture.layers, context, text.train_tokens)
-        if full.HasField("microbatch_size"):
-            batch = max(1, round(batch / full.microbatch_size)) * full.microbatch_size
-        full.batch_size = batch
+        part = full.processes * max(1, full.microbatch_size)
+        full.batch_size = max(1, round(batch / part)) * part
     if not full.HasField("microbatch_size"):
-        full.microbatch_size = recipe.microbatch_size(full.batch_size, context, text.vocab_size)
+        share = full.batch_size // full.processes
+        full.microbatch_size = recipe.microbatch_size(share, context, text.vocab_size)
 
 
 def _fill_stop(

@@ -44,9 +44,9 @@ def estimated_step_s(resolved: pb.TrainSpec, a: Architecture, machine: Machine) 
     # Newton-Schulz: five iterations of three products over each block's 12 d^2 parameters, about 30 d multiply-adds.
     muon = 60.0 * a.width * a.layers * 12 * a.width**2
     passes = resolved.batch_size / resolved.microbatch_size
-    return (forward_and_backward + muon / _MUON_SPEED) / _rate(resolved, machine) + passes * _blocks_s(
-        resolved, a, machine, _BLOCK_S
-    )
+    rate = _rate(resolved, machine)
+    shared_s = forward_and_backward / rate + passes * _blocks_s(resolved, a, machine, _BLOCK_S)
+    return shared_s / _sharing(resolved, machine) + muon / _MUON_SPEED / rate
 
 
 def estimated_times(
@@ -93,6 +93,13 @@ def _blocks_s(resolved: pb.TrainSpec, a: Architecture, machine: Machine, each_s:
     if resolved.device.startswith("cuda"):
         return _CUDA_BLOCK_S * a.layers
     return each_s * a.layers / _threads(resolved, machine)
+
+
+def _sharing(resolved: pb.TrainSpec, machine: Machine) -> float:
+    """How many processes get on with a batch at once; every one of them makes the whole update."""
+    cores = machine.cores or machine.threads
+    most = math.inf if resolved.device.startswith("cuda") else cores / max(1, resolved.threads)
+    return max(1.0, min(resolved.processes, most))
 
 
 def _threads(resolved: pb.TrainSpec, machine: Machine) -> float:

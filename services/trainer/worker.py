@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import functools
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from octavo.errors import Internal, OctavoError, ResourceExhausted
 from octavo.v1 import trainer_pb2 as pb
@@ -27,10 +31,15 @@ from services.trainer.log_lines import LogFile
 from services.trainer.memory_shortage import is_out_of_memory
 from services.trainer.resource_usage import UsageSampler
 
+if TYPE_CHECKING:
+    from services.trainer.loop import Training
+    from services.trainer.process_group import ProcessGroup
+
 # Another process is at work in the directory: sysexits.h EX_CANTCREAT.
 EXIT_TAKEN = 73
 # Not even the reason could be written: sysexits.h EX_IOERR.
 EXIT_DISK_FULL = 74
+_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,19 +47,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m services.trainer.worker", description="Run one job.")
     parser.add_argument("directory", type=Path, help="the job's directory")
     parser.add_argument("--lock", type=int, help="the descriptor of the job's lock, when it is inherited")
+    parser.add_argument("--agent", type=int, help="be one of the processes that this one has started for the job")
     options = parser.parse_args(arguments)
     directory = JobDirectory(options.directory)
+    if options.agent is not None:
+        _die_with(options.agent)
+        from services.trainer.parallel_worker import take_part
+
+        return take_part(directory, work)
     lock = options.lock if options.lock is not None else directory.try_lock()
     if lock is None:
         print(f"another process is at work in {options.directory}", file=sys.stderr)
         return EXIT_TAKEN
     os.set_inheritable(lock, False)
     directory.note_pid(lock, os.getpid())
+    job = directory.read_job()
+    if job.HasField("train") and job.plan.train.processes > 1:
+        from services.trainer.parallel_worker import launch
+
+        return launch(directory, job.plan.train.processes)
     return work(directory)
 
 
-def work(directory: JobDirectory) -> int:
-    """Run the job from where its events leave it; returns the exit status. The caller holds the job's lock."""
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process as soon as its parent is gone, however it went."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        sys.exit(EXIT_PREEMPTED)  # it was gone before the kernel knew
+
+
+def work(directory: JobDirectory, group: ProcessGroup | None = None) -> int:
+    """Run the job from where its events leave it; returns the exit status.
+
+    The caller holds the job's lock, or was started by whoever does, to lead a `group` of processes.
+    """
     past = EventReader(directory.path).read_all()
     job = directory.read_job()
     for event in past:
@@ -64,7 +94,7 @@ def work(directory: JobDirectory) -> int:
         try:
             control = Control(directory.path, log, past, directory.read_job().live)
             control.hear_signals()
-            _run(directory, job, past, log, control)
+            _run(directory, job, past, log, control, group=group)
             change = pb.StateChange(state=pb.JOB_STATE_SUCCEEDED, message=_farewell(job))
         except Leaving as leaving:
             if leaving.state is None:
@@ -96,7 +126,15 @@ def _pause_for_room(directory: JobDirectory, log: EventLog) -> int:
     return 0
 
 
-def _run(directory: JobDirectory, job: pb.Job, past: Sequence[pb.JobEvent], log: EventLog, control: Control) -> None:
+def _run(
+    directory: JobDirectory,
+    job: pb.Job,
+    past: Sequence[pb.JobEvent],
+    log: EventLog,
+    control: Control,
+    *,
+    group: ProcessGroup | None,
+) -> None:
     # Imported here: loading torch takes seconds, in which the lock is already held and signals are heard.
     from services.trainer.export_pipeline import ExportPipeline
     from services.trainer.job_run import JobRun
@@ -105,14 +143,27 @@ def _run(directory: JobDirectory, job: pb.Job, past: Sequence[pb.JobEvent], log:
 
     run = JobRun(directory, job, past, log, control)
     try:
-        kinds: dict[str | None, type[Pipeline | ExportPipeline | ReplayPipeline]] = {
-            "export": ExportPipeline,
-            "replay": ReplayPipeline,
-        }
+        attempt = job.attempt_count + 1
         with UsageSampler(log, directory.path):
-            kinds.get(job.WhichOneof("spec"), Pipeline)(run).run(job.attempt_count + 1)
+            if job.HasField("export"):
+                ExportPipeline(run).run(attempt)
+            elif job.HasField("replay"):
+                ReplayPipeline(run).run(attempt)
+            else:
+                Pipeline(run, _maker(group)).run(attempt)
     finally:
         run.close()
+
+
+def _maker(group: ProcessGroup | None) -> Callable[..., Training]:
+    """What makes a training: of this process alone, or shared by a group."""
+    from services.trainer.loop import Training
+
+    if group is None:
+        return Training
+    from services.trainer.parallel_loop import LeadingTraining
+
+    return functools.partial(LeadingTraining, group=group)
 
 
 def _farewell(job: pb.Job) -> str:

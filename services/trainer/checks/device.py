@@ -55,7 +55,7 @@ def threads_beyond_share(case: Case) -> Finding | None:
 
 @warning("threads", "A long run uses its share of the cores.")
 def threads_idle(case: Case) -> Finding | None:
-    share, threads = case.machine.threads, case.spec.threads
+    share, threads = case.machine.threads, case.spec.threads * max(1, case.spec.processes)
     if case.spec.device != "cpu" or threads >= share / 2 or case.training_s <= _WORTH_WAITING_S:
         return None
     return Finding(f"{threads} of {share} cores work; the others idle", {"threads": None})

@@ -7,7 +7,6 @@ import asyncio
 import os
 import random
 import signal
-import time
 from collections import Counter
 
 import pytest
@@ -36,8 +35,15 @@ async def digests(suite, client, name):
     }
 
 
+def lasted_s(events):
+    """From the moment at which a worker is at work to the end of the job."""
+    start = next(event for event in events if event.HasField("attempt_start"))
+    return (events[-1].create_time.ToNanoseconds() - start.create_time.ToNanoseconds()) / 1e9
+
+
 async def killed_in(suite, client, name, moment_s):
-    """Kills the worker after a while; the phase it was in, or None where the job had ended before."""
+    """Kills the worker so long after it is at work; the phase it was in, or None where the job had ended before."""
+    await suite.reached(client, name, lambda event: event.HasField("attempt_start"))
     await asyncio.sleep(moment_s)
     directory = JobDirectory(suite.directory / "trainer" / name)
     pid = directory.worker_pid()
@@ -54,11 +60,9 @@ async def test_a_job_killed_at_a_random_moment_ends_as_an_undisturbed_one(suite,
     phases = Counter()
     async with suite.trainer() as client:
         await suite.add_dataset(client)
-        spec = suite.spec(steps=200, evaluation_interval_steps=50, dropout=0.1)
-        start = time.monotonic()
+        spec = suite.spec(steps=600, evaluation_interval_steps=150, dropout=0.1)
         undisturbed = await suite.create(client, spec)
-        await suite.finished(client, undisturbed.name)
-        duration_s = time.monotonic() - start
+        duration_s = lasted_s(await suite.finished(client, undisturbed.name))
         expected = await digests(suite, client, undisturbed.name)
         assert len(expected["files"]) == len(MADE)
         while phases.total() < kills:

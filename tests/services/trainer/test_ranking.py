@@ -78,6 +78,7 @@ def test_what_cannot_be_ranked_is_refused_by_field(asked, field):
         {"model": "models/other"},
         {"seed": 7},
         {"threads": 9},
+        {"processes": 4},
         {"device": "cuda"},
         {"aliases": ["champion"]},
         {"checkpoints": pb.CheckpointPolicy(keep_latest=5)},
