@@ -39,7 +39,7 @@ from octavo.v1 import trainer_pb2 as pb
 DEFAULT_TEXT = ROOT / ".." / "shared" / "data" / "tinyshakespeare.txt"
 SOURCE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 DATASET, MODEL = "datasets/shakespeare", "models/shakespeare"
-AROUND_S = 3.5
+AROUND_S = 4.0
 """What a job takes beside its time budget: a worker that starts, tokens, calibration."""
 STEP_BLOCKS, STEPS_A_BLOCK = 12, 40
 NANOGPT = "nanoGPT's recipe"

@@ -28,6 +28,8 @@ from services.trainer.fused_layers import (
     swiglu,
 )
 
+_LEAST_INT64 = -(1 << 63)
+
 
 @dataclass(frozen=True)
 class Dropout:
@@ -37,9 +39,13 @@ class Dropout:
     generator: torch.Generator
 
     def __call__(self, x: Tensor) -> Tensor:
-        keep = 1.0 - self.probability
-        mask = torch.empty_like(x).bernoulli_(keep, generator=self.generator)
-        return x * mask.div_(keep)
+        # Four lots of 16 bits from each number drawn. One number for each lot, as bernoulli_ has it, took a third of a
+        # step of a small model: a generator runs on one thread.
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+        words.random_(_LEAST_INT64, None, generator=self.generator)
+        lots = words.view(torch.int16)[: x.numel()].view(x.shape)
+        kept = lots >= round(self.probability * (1 << 16)) - (1 << 15)
+        return x * kept.to(x.dtype).mul_(1.0 / (1.0 - self.probability))
 
 
 @dataclass(frozen=True)

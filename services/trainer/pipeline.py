@@ -108,8 +108,8 @@ class Pipeline:
         if not spec.HasField("time_budget"):
             return plan(spec, facts, machine)
         self._run.say(pb.JOB_PHASE_CALIBRATE, "measuring how long a step takes")
-        # Any number of steps will do: the duration of a step does not depend on it.
-        provisional = plan(spec, facts, machine, step_s=1.0).train
+        # About as many steps as it will be: dropout, which costs time, follows from their number.
+        provisional = plan(spec, facts, machine).train
         budget_s = spec.time_budget.ToNanoseconds() / 1e9
         prompts = prompter_of(corpus).prompts(provisional.sample)
         tried = new_training(provisional, corpus, say_nothing, self._make_training)
