@@ -159,8 +159,7 @@ class CheckpointFolder:
 
 def _require_room(directory: Path, size_bytes: int) -> None:
     """OSError (ENOSPC) before anything is begun that would fill the disk for everybody else."""
-    found = os.statvfs(directory)
-    if found.f_bavail * found.f_frsize < size_bytes:
+    if shutil.disk_usage(directory).free < size_bytes:
         raise OSError(errno.ENOSPC, f"a checkpoint of {size_bytes} bytes does not fit", str(directory))
 
 

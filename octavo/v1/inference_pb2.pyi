@@ -199,7 +199,9 @@ class ServedModel(_message.Message):
     waiting_count: _builtins.int
     """Sequences waiting for a slot now."""
     waiting_limit: _builtins.int
-    """Most sequences that may wait; more are refused with RESOURCE_EXHAUSTED."""
+    """Most sequences that may wait; more are refused with RESOURCE_EXHAUSTED. Where slots are held for long, fewer may: no
+    more than have their turn within the server's limit of time.
+    """
     cache_size_bytes: _builtins.int
     """Memory of the key-value cache in bytes."""
     conformance_count: _builtins.int

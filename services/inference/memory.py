@@ -12,6 +12,8 @@ from threading import Lock
 import numpy as np
 import psutil
 
+from octavo.serving.container import memory_limits_bytes
+
 # glibc's names in malloc.h. The thresholds are those that it arrives at by itself in a program with large arrays.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE_BYTES, _TRIM_BYTES, _APART_BYTES = 32 << 20, 64 << 20, 1 << 20
@@ -21,7 +23,7 @@ _MADV_COLLAPSE = 25
 
 def usable_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """The machine's memory, or what a container's limit leaves of it, in bytes."""
-    return int(min([psutil.virtual_memory().total, *_limits(proc, cgroup)]))
+    return int(min([psutil.virtual_memory().total, *memory_limits_bytes(proc, cgroup)]))
 
 
 class Heap:
@@ -102,17 +104,6 @@ def _joined(library: ctypes.CDLL, start: int, end: int, huge_bytes: int) -> int:
         elif ctypes.get_errno() == errno.EINVAL:
             break  # a kernel before 6.1, or memory that may not be moved
     return joined
-
-
-def _limits(proc: Path, cgroup: Path) -> Iterator[int]:
-    """The limits of the control groups (v2, and v1 where it is mounted) that this process is in, in bytes."""
-    lines = _read(proc / "self" / "cgroup").splitlines()
-    own = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    parts = [part for part in own.split("/") if part and part != ".."]
-    paths = [cgroup.joinpath(*parts[:depth], "memory.max") for depth in range(len(parts) + 1)]
-    for path in (*paths, cgroup / "memory" / "memory.limit_in_bytes"):
-        if (text := _read(path)).isdigit():
-            yield int(text)
 
 
 def _read(path: Path) -> str:

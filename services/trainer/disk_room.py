@@ -7,7 +7,7 @@ limit does not make it pause and go on forever.
 from __future__ import annotations
 
 import errno
-import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -38,12 +38,6 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def free_bytes(path: Path) -> int:
-    """What may still be written to the disk of a path, bytes."""
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
-
-
 def needed_bytes(job: pb.Job) -> int:
     """Room without which a job does not go on: for two more of its checkpoints, or for its bundle."""
     checkpoint = job.latest_checkpoint.size_bytes or _CHECKPOINT_BYTES_PER_PARAMETER * job.plan.parameter_count
@@ -52,7 +46,7 @@ def needed_bytes(job: pb.Job) -> int:
 
 def has_none(path: Path) -> bool:
     """Whether the disk of a path is as good as full."""
-    return free_bytes(path) < _NOTHING_BYTES
+    return shutil.disk_usage(path).free < _NOTHING_BYTES
 
 
 def disk_full(path: Path) -> ResourceExhausted:
@@ -87,5 +81,5 @@ def wait_for_room(job: pb.Job, living: Iterable[pb.Job], path: Path) -> str:
     paused = [one.name for one in living if awaits_room(one)]
     if paused:
         return f"waits for room on the disk, after {paused[0]}"
-    is_room = free_bytes(path) >= needed_bytes(job)
+    is_room = shutil.disk_usage(path).free >= needed_bytes(job)
     return "" if is_room else f"waits for {needed_bytes(job) >> 20} MiB of room on the disk"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
+
+from octavo.serving.container import memory_limits_bytes
 
 # Measured with the default model: 2 threads of a Zen 5 EPYC at 3 x 10^11 FLOP/s in bf16 and 0.8 x 10^11 in fp32.
 _CPU_THREAD_FLOPS = {True: 1.3e11, False: 4e10}
-# Where the limit of this control group is: version 2, then 1.
-_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 # A small model is bound by kernel launches, far below the peak of any GPU.
 _CUDA_FLOPS = 2e13
 
@@ -60,10 +58,4 @@ def allowed_memory_bytes() -> int:
     """What machine and container allow together."""
     import psutil
 
-    return min([int(psutil.virtual_memory().total), *container_limits(_MEMORY_LIMITS)])
-
-
-def container_limits(files: Sequence[Path]) -> list[int]:
-    """The limits that are set in those of the files that are there; `max` is none."""
-    words = [file.read_text().strip() for file in files if file.is_file()]
-    return [int(word) for word in words if word.isdecimal()]
+    return min([int(psutil.virtual_memory().total), *memory_limits_bytes()])

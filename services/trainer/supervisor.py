@@ -333,7 +333,7 @@ class Supervisor:
         if not waiting or self._clock() - self._looked_for_room_at < disk_room.CHECK_INTERVAL_S:
             return
         self._looked_for_room_at = self._clock()
-        free_bytes = disk_room.free_bytes(self._directory)
+        free_bytes = shutil.disk_usage(self._directory).free
         for supervision in waiting:
             free_bytes -= disk_room.needed_bytes(supervision.job)
             if free_bytes >= 0:

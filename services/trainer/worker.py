@@ -92,7 +92,7 @@ def work(directory: JobDirectory, group: ProcessGroup | None = None) -> int:
         directory.keep_room()
     with LogFile(directory.log_file, job.plan) as file, EventLog(directory.path, attempt, listener=file.tell) as log:
         try:
-            control = Control(directory.path, log, past, directory.read_job().live)
+            control = Control(directory.path, log, past, job.live)
             control.hear_signals()
             _run(directory, job, past, log, control, group=group)
             change = pb.StateChange(state=pb.JOB_STATE_SUCCEEDED, message=_farewell(job))
